@@ -1,0 +1,1 @@
+"""Comparing captured rows with base rows, and saying what differs where."""

@@ -1,0 +1,68 @@
+"""Settings files: YAML or JSON into frozen, closed structs; a wrong key or value is named with its path."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from llmbench.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file. Raises ConfigError when it cannot be read or is something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the settings ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error})") from error
+    try:
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(value).__name__}")
+    return value
+
+
+def build(values: dict[str, Any], kind: type[T], source: str) -> T:
+    """A struct from a mapping; raises ConfigError `source: key: what is wrong`, with near matches for a wrong key."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), kind)}") from error
+
+
+def _explain(message: str, kind: type) -> str:
+    """msgspec says ``... - at `$.limits.max_batch```; people read `limits.max_batch: ...`."""
+    what, _, where = message.partition(" - at `$")
+    key = where.rstrip("`").lstrip(".")
+    unknown = re.search(r"unknown field `(.+)`", what)
+    if unknown:
+        known = _fields(kind, key)
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+        key = f"{key}.{unknown[1]}" if key else unknown[1]
+        return f"{key}: unknown key{hint}"
+    return f"{key}: {what}" if key else what
+
+
+def _fields(kind: Any, path: str) -> list[str]:
+    """The field names of the struct that a dotted path leads to."""
+    for part in filter(None, path.split(".")):
+        kind = next((field.type for field in msgspec.structs.fields(kind) if field.encode_name == part), None)
+        kind = next((arm for arm in getattr(kind, "__args__", (kind,)) if isinstance(arm, type)), kind)
+    try:
+        return [field.encode_name for field in msgspec.structs.fields(kind)]
+    except TypeError:
+        return []
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,100 @@
+"""Engines: what computes logits and picks tokens; synchronous, one rank, no sockets. One file each.
+
+An engine module has a factory `engine(model, settings) -> Engine`; the name of the file is the name users type. The KV
+cache is paged: position p of a sequence lies in block `block_table[p // block_size]` at `p % block_size`, and the
+scheduler, not the engine, decides which blocks are whose.
+"""
+
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from llmbench import plugins
+from llmbench.weights.model import Model
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+
+SAMPLING = np.dtype(
+    [
+        ("temperature", "<f4"),  # 0 is greedy
+        ("top_p", "<f4"),  # 1 cuts nothing off
+        ("top_k", "<i4"),  # 0 cuts nothing off
+        ("step", "<i4"),  # how many tokens the sequence has got so far: the counter of its random numbers
+        ("seed", "<u8"),  # of the sequence, so that its text does not depend on the batch it runs in
+    ]
+)
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """`num_blocks` None lets the engine choose from the model and the free memory; `threads` None uses every core."""
+
+    num_blocks: int | None = None
+    block_size: int = 16
+    max_batch: int = 64
+    threads: int | None = None
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine can hold: KV blocks, tokens in a block, and the longest sequence (prompt and answer)."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of n sequences with T new tokens together; prefill (whole or in pieces) and decode may be mixed.
+
+    `token_ids` int32 [T]: the new tokens of each sequence, one sequence after the other. `query_lens` int32 [n]: how
+    many of them each has. `context_lens` int32 [n]: tokens of each that are in the cache after this step, the new ones
+    included, so that the first new one has position `context_lens - query_lens`. `block_tables` int32 [n, W]: block
+    ids, what lies behind the last one needed is undefined. `wants_token` bool [n]: false for a prefill piece that is
+    not the last. `sampling` SAMPLING [n]. `want_logits` asks for the row of every sequence that wants a token.
+    """
+
+    token_ids: Int32
+    query_lens: Int32
+    context_lens: Int32
+    block_tables: Int32
+    wants_token: npt.NDArray[np.bool_]
+    sampling: npt.NDArray[np.void]
+    want_logits: bool = False
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`token_ids` int32 [n] (-1 where none was wanted), `chosen_logits` float32 [n] (raw logit of that token), and
+    `logits` float32 [m, vocab] of the m sequences that wanted a token, in order, when asked for; None else.
+    """
+
+    token_ids: Int32
+    chosen_logits: Float32
+    logits: Float32 | None = None
+
+
+class Engine(Protocol):
+    """What the agent drives."""
+
+    name: str
+    dtype: str
+    """What the logits are computed in, such as "float32"."""
+
+    def capacity(self) -> Capacity:
+        """What this engine can hold."""
+        ...
+
+    def step(self, batch: Batch) -> StepResult:
+        """Compute one step and write the KV cache."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held; calling it twice is fine."""
+        ...
+
+
+def get(name: str, model: Model, settings: EngineSettings) -> Engine:
+    """An engine by name, its weights loaded. Raises InputError for an unknown one or one that cannot run here."""
+    engine: Engine = plugins.load("engines", name).engine(model, settings)
+    return engine

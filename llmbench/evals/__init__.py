@@ -1,0 +1,1 @@
+"""Task evaluations such as MMLU, one file each."""

@@ -1,0 +1,1 @@
+"""The measuring client: the load loop, the HTTP client that stamps every read, the journal."""

@@ -1,0 +1,1 @@
+"""The store of captured logit rows: written by the agent, read by `accuracy`; knows neither."""

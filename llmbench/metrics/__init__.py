@@ -1,0 +1,1 @@
+"""Pure functions from recorded instants to numbers; no I/O."""

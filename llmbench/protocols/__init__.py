@@ -1,0 +1,108 @@
+"""HTTP dialects, both directions, one file each.
+
+A dialect module has a factory `dialect(**options)`; the name of the file is the name users type. The client's half
+turns a Request into bytes and a response's bytes into Deltas; the server's half turns a request's bytes into a Request
+and Deltas into bytes. Nothing here opens a socket or reads a clock, so that every stream can be tested cut at every
+byte.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from llmbench import plugins
+from llmbench.errors import LlmbenchError
+from llmbench.types import Delta, Request
+
+
+class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the client sends: a POST unless said otherwise; `headers` without Host and Content-Length."""
+
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    method: str = "POST"
+
+
+class HttpResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole response that the server gives at once."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/json"),)
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What the management routes of a dialect may tell about the server."""
+
+    model_name: str
+    model_dtype: str
+    max_model_len: int
+    max_batch: int
+    num_running: int
+    num_waiting: int
+
+
+class Decoder(Protocol):
+    """Turns the body of one response into Deltas; any cut of the bytes gives the same Deltas."""
+
+    def feed(self, data: bytes) -> list[Delta]:
+        """The Deltas that these bytes complete. A malformed event is a Delta with an error."""
+        ...
+
+    def close(self) -> list[Delta]:
+        """What is left when the body has ended; an answer that never said it was finished is a Delta with an error."""
+        ...
+
+
+class Reply(Protocol):
+    """The server's side of one answer: holds what the dialect must remember between the pieces."""
+
+    request: Request
+    stream: bool
+    headers: tuple[tuple[str, str], ...]
+
+    def render(self, delta: Delta) -> bytes:
+        """The bytes of one piece; b"" when the dialect says nothing for it. Each non-empty one is one HTTP chunk."""
+        ...
+
+    def error(self, error: LlmbenchError) -> HttpResponse:
+        """The whole response when the request could not be taken at all (nothing was sent yet)."""
+        ...
+
+
+class Dialect(Protocol):
+    """Both halves of one HTTP dialect."""
+
+    name: str
+    posts: Sequence[str]
+    """Paths that generation requests are posted to."""
+    gets: Sequence[str]
+    """Paths of the management routes."""
+
+    def encode(self, request: Request) -> HttpRequest:
+        """The HTTP request that asks for this, as the dialect's own client would send it."""
+        ...
+
+    def decoder(self, request: Request, headers: Mapping[str, str]) -> Decoder:
+        """A decoder for the response of status 200; `headers` have lower-case names."""
+        ...
+
+    def parse(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """Read a posted request. Raises RequestError when it is wrong."""
+        ...
+
+    def reject(self, error: LlmbenchError) -> HttpResponse:
+        """The response to a request that `parse` refused, or that had no Reply yet."""
+        ...
+
+    def answer(self, path: str, status: Status) -> HttpResponse:
+        """The response of a management route."""
+        ...
+
+
+def get(name: str, **options: object) -> Dialect:
+    """A dialect by name. Raises InputError for an unknown one."""
+    dialect: Dialect = plugins.load("protocols", name).dialect(**options)
+    return dialect

@@ -1,0 +1,1 @@
+"""Showing results: console, files. rich and pandas live here and in `cli` only."""

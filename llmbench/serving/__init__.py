@@ -1,0 +1,1 @@
+"""The bundled serving stack: server, frontend, scheduler and the launching of it all."""

@@ -1,0 +1,89 @@
+"""The sentencepiece tokenizer: ids as Hugging Face's LlamaTokenizer gives them, and text piece by piece.
+
+`encode` is `[bos] + sentencepiece ids` (measured equal to LlamaTokenizer on every Alpaca prompt).
+"""
+
+from pathlib import Path
+
+import sentencepiece
+
+from llmbench.errors import InputError
+
+_HELD_BACK = "\ufffd"  # sentencepiece's sign for the start of a character whose other bytes are not there yet
+
+
+def embedded_path() -> Path:
+    """The tokenizer of the embedded model."""
+    return Path(__file__).parent / "weights" / "embedded" / "tokenizer.model"
+
+
+class Tokenizer:
+    """A sentencepiece vocabulary. `vocab_size`, `bos_id`, `eos_id`, `unk_id` are of the vocabulary itself."""
+
+    def __init__(self, model: bytes, source: str) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{source}: not a sentencepiece model ({error})") from error
+        self.source = source
+        self.vocab_size: int = self._processor.GetPieceSize()
+        self.bos_id: int = self._processor.bos_id()
+        self.eos_id: int = self._processor.eos_id()
+        self.unk_id: int = self._processor.unk_id()
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Tokenizer":
+        """Read a `tokenizer.model`. Raises InputError when it is missing or something else."""
+        try:
+            return cls(path.read_bytes(), str(path))
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the tokenizer ({error.strerror})") from error
+
+    def encode(self, text: str, bos: bool = True) -> list[int]:
+        """The ids of a text, with the begin-of-sequence id in front unless told otherwise."""
+        ids: list[int] = self._processor.EncodeAsIds(text)
+        return [self.bos_id, *ids] if bos else ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids; special ones (bos, eos, unk) give nothing, as with `skip_special_tokens`."""
+        return str(self._processor.DecodeIds([i for i in ids if not self.is_special(i)]))
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether an id stands for no text: bos, eos, unk and other control pieces."""
+        return token_id == self.unk_id or bool(self._processor.IsControl(token_id))
+
+
+class Detokenizer:
+    """Turns one answer's ids into text piece by piece; joined, the pieces are the text of all ids.
+
+    A piece whose bytes do not yet make a whole character is held back until the rest has come, or `flush`.
+    Cost per token does not grow with the length of the answer: only the ids since the last whole piece, and one
+    piece before them for the space in between, are decoded again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []  # ids whose text has been given, kept so that spaces come out right
+        self._context_text = ""
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes, or nothing."""
+        if self._tokenizer.is_special(token_id):
+            return ""
+        self._pending.append(token_id)
+        text = self._tokenizer.decode(self._context + self._pending)
+        if text.endswith(_HELD_BACK) and len(self._pending) < 5:  # a character has at most four bytes
+            return ""
+        return self._give(text)
+
+    def flush(self) -> str:
+        """What was held back, at the end of the answer."""
+        return self._give(self._tokenizer.decode(self._context + self._pending)) if self._pending else ""
+
+    def _give(self, text: str) -> str:
+        piece = text[len(self._context_text) :]
+        self._context, self._pending = self._pending, []
+        self._context_text = self._tokenizer.decode(self._context)
+        return piece
