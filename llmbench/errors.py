@@ -4,6 +4,8 @@
     ├── InputError                 2    400   wrong usage, configuration or input file
     │   ├── ConfigError            2    400   a settings file or flag; names the key
     │   └── RequestError           2    400   one request's body or parameters
+    │       ├── PromptTooLong      2    400   prompt and answer together pass the server's limit
+    │       └── PromptEmpty        2    400   nothing to continue, or the padding id inside
     ├── CheckFailed                1      -   a requested gate, SLO or accuracy check failed
     ├── InvalidMeasurement         3      -   the measurement itself is not valid or not comparable
     └── ServingError               3    500   the serving stack could not do its work
@@ -32,6 +34,14 @@ class ConfigError(InputError):
 
 class RequestError(InputError):
     """One request's body or parameters are wrong."""
+
+
+class PromptTooLong(RequestError):
+    """Prompt and answer together pass the longest sequence the server holds."""
+
+
+class PromptEmpty(RequestError):
+    """The prompt has no tokens, or the padding id is among them."""
 
 
 class CheckFailed(LlmbenchError):

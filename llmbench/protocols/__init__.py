@@ -60,15 +60,19 @@ class Reply(Protocol):
     """The server's side of one answer: holds what the dialect must remember between the pieces."""
 
     request: Request
-    stream: bool
     headers: tuple[tuple[str, str], ...]
+    """Of the response that `render` fills."""
 
-    def render(self, delta: Delta) -> bytes:
-        """The bytes of one piece; b"" when the dialect says nothing for it. Each non-empty one is one HTTP chunk."""
+    def render(self, delta: Delta) -> list[bytes]:
+        """What to send for one piece; each item is one HTTP chunk. An answer that is not streamed comes at the end."""
         ...
 
-    def error(self, error: LlmbenchError) -> HttpResponse:
-        """The whole response when the request could not be taken at all (nothing was sent yet)."""
+    def refuse(self, error: LlmbenchError) -> HttpResponse:
+        """The whole response when there is an error before anything was sent."""
+        ...
+
+    def abort(self, error: LlmbenchError) -> list[bytes]:
+        """The chunks that end a stream in which an error came after the first piece."""
         ...
 
 
@@ -94,7 +98,7 @@ class Dialect(Protocol):
         ...
 
     def reject(self, error: LlmbenchError) -> HttpResponse:
-        """The response to a request that `parse` refused, or that had no Reply yet."""
+        """The response to a request that `parse` refused: there is no Reply yet."""
         ...
 
     def answer(self, path: str, status: Status) -> HttpResponse:
