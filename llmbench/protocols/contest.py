@@ -75,7 +75,7 @@ class Contest:
             body=json.dumps({"inputs": request.prompt, "parameters": parameters}).encode(),
         )
 
-    def decoder(self, request: Request, headers: Mapping[str, str]) -> "ContestDecoder":  # noqa: ARG002 (contract)
+    def decoder(self, request: Request, headers: Mapping[str, str]) -> "ContestDecoder":
         """Reads streams and whole answers of either `data` shape, framed as SSE or bare."""
         return ContestDecoder()
 
@@ -145,6 +145,7 @@ class ContestReply:
         self._sse = sse
         self._full_text = full_text
         self._tokens: list[dict[str, Any]] = []
+        self._num_generated = 0  # the token that carries an error is not one
         stream_headers = _STREAM_HEADERS if sse else _PLAIN_HEADERS
         self.headers: tuple[tuple[str, str], ...] = stream_headers if request.stream else _JSON_HEADERS
 
@@ -156,6 +157,7 @@ class ContestReply:
             is_last = last and i == len(delta.token_ids) - 1
             # the text of a step belongs to its last token; the original loses that of the answer's last one
             text = delta.text if i == len(delta.token_ids) - 1 else ""
+            self._num_generated += 1
             events.append(self._token("" if is_last and self._dialect.drop_last_token else text, token_id, logit))
         lines = [self._line(event) for event in events] if self.request.stream else []
         return lines + (self._end(str(delta.finish_reason)) if last else [])
@@ -180,11 +182,10 @@ class ContestReply:
 
     def _end(self, reason: str) -> list[bytes]:
         """The event with the whole answer, if it was wanted; for an answer that is not streamed, the answer."""
-        generated = sum(token["id"] > 0 or token["special"] for token in self._tokens)
         whole = {
             "generated_text": "".join(token["text"] for token in self._tokens),
             "finish_reason": reason,
-            "generated_tokens": generated,
+            "generated_tokens": self._num_generated,
             "prefill": self._tokens[:1],
             "seed": 0,
             "tokens": self._tokens,

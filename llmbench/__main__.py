@@ -1,0 +1,5 @@
+"""`python -m llmbench` is the command `llmbench`."""
+
+from llmbench.cli import main
+
+main()

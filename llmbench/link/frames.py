@@ -1,0 +1,171 @@
+"""Control messages between server and agent: a 4-byte little-endian length, then one msgpack struct.
+
+The server speaks first after the agent has said hello; every message of the server but `Stop` has exactly one answer.
+
+    agent   Hello(token)         server  Load(...)
+    agent   Loaded(capacity)     server  Attach(arena)
+    agent   Ok                   server  Step(...)          one for each step
+    agent   Done | Refused       server  Stop
+"""
+
+import asyncio
+import socket
+import struct
+from typing import TypeAlias
+
+import msgspec
+
+from llmbench.engines import Capacity, EngineSettings
+from llmbench.errors import AgentDied
+
+_LENGTH = struct.Struct("<I")
+_LARGEST_BYTES = 64 << 20  # a longer frame is not ours
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """The agent proves with the token from its environment that it is the one this server started."""
+
+    token: str
+    pid: int
+
+
+class Capture(msgspec.Struct, frozen=True, kw_only=True):
+    """Which logit rows the agent writes: those whose last input token has an index divisible by `every`."""
+
+    folder: str
+    every: int
+
+
+class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What the agent is to run."""
+
+    model: str
+    engine: str
+    settings: EngineSettings
+    capture: Capture | None = None
+
+
+class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The engine is ready for an arena."""
+
+    capacity: Capacity
+    engine: str
+    dtype: str
+
+
+class Attach(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Where the arena lies, and its sizes: sequences, new tokens in a step, blocks of one sequence."""
+
+    path: str
+    max_batch: int
+    max_tokens: int
+    max_blocks: int
+
+
+class Admitted(msgspec.Struct, frozen=True, kw_only=True):
+    """A sequence that takes a slot with this step; what the capture needs to name its rows.
+
+    `arrival_s` is wall time, different for every sequence of a server. `head` are the first 20 prompt ids at most.
+    """
+
+    slot: int
+    request_id: str
+    arrival_s: float
+    prompt_len: int
+    head: list[int]
+
+
+class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Run what lies in the arena."""
+
+    num_sequences: int
+    num_tokens: int
+    admitted: list[Admitted] = []
+
+
+class Ok(msgspec.Struct, tag=True, frozen=True):
+    """Done as asked."""
+
+
+class Done(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The step's tokens lie in the arena; `engine_ns` is what the engine took."""
+
+    engine_ns: int
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What was asked could not be done; `exit_code` is that of the error at the agent."""
+
+    message: str
+    exit_code: int
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """The agent ends."""
+
+
+Frame: TypeAlias = Hello | Load | Loaded | Attach | Step | Ok | Done | Refused | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def encode(frame: Frame) -> bytes:
+    """The bytes of a frame, its length in front."""
+    body = _encoder.encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Frame:
+    """The frame in a body. Raises AgentDied when it is none: the other side is not one of ours."""
+    try:
+        frame: Frame = _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise AgentDied(f"a message on the agent link cannot be read ({error})") from error
+    return frame
+
+
+def body_length(head: bytes) -> int:
+    """The length of the body that follows a head of 4 bytes."""
+    (length,) = _LENGTH.unpack(head)
+    if length > _LARGEST_BYTES:
+        raise AgentDied(f"a message of {length} bytes on the agent link is not one of ours")
+    return int(length)
+
+
+async def receive(reader: asyncio.StreamReader) -> Frame:
+    """The next frame, at the server. Raises AgentDied when the connection ends."""
+    try:
+        head = await reader.readexactly(_LENGTH.size)
+        return decode(await reader.readexactly(body_length(head)))
+    except (asyncio.IncompleteReadError, OSError) as error:
+        raise AgentDied("the agent process has gone") from error
+
+
+class Channel:
+    """The agent's end: blocking, one thread."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def send(self, frame: Frame) -> None:
+        self._connection.sendall(encode(frame))
+
+    def receive(self) -> Frame | None:
+        """The next frame; None when the server has gone."""
+        head = self._exactly(_LENGTH.size)
+        body = head and self._exactly(body_length(head))
+        return decode(body) if body else None
+
+    def _exactly(self, count: int) -> bytes:
+        """`count` bytes, or b"" when the connection ended before."""
+        parts = bytearray()
+        while len(parts) < count:
+            try:
+                part = self._connection.recv(count - len(parts))
+            except ConnectionError:
+                return b""
+            if not part:
+                return b""
+            parts += part
+        return bytes(parts)

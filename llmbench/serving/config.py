@@ -1,0 +1,105 @@
+"""What `llmbench serve` is told: one strict schema, with defaults that serve the embedded model."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmbench import config
+from llmbench.errors import ConfigError
+from llmbench.serving import llm_serving
+from llmbench.serving.scheduler import Limits
+
+
+class KvCache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The paged KV cache; `num_blocks` None lets the engine choose from model and memory."""
+
+    num_blocks: int | None = None
+    block_size: int = 16
+
+
+class CaptureRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Logit rows written while serving: into `folder`, where the index of the last input token divides by `every`."""
+
+    folder: str
+    every: int = 100
+
+
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bundled stack.
+
+    `model` is `embedded`, `random:PRESET` or a folder; `tokenizer` is used by models that bring none; `pad_id` inside
+    a prompt is refused, as the contest's stack did; `threads` of the engine, None for all cores; `agent_port` 0 takes
+    a free one. `dialects` holds the options of HTTP dialects by name.
+    """
+
+    model: str = "embedded"
+    engine: str = "numpy_llama"
+    tokenizer: str | None = None
+    model_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8835
+    agent_host: str = "127.0.0.1"
+    agent_port: int = 0
+    threads: int | None = None
+    pad_id: int | None = 0
+    limits: Limits = Limits()
+    kv_cache: KvCache = KvCache()
+    dialects: dict[str, dict[str, Any]] = {}
+    capture: CaptureRows | None = None
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A settings file and what it says about itself that a user should know."""
+
+    config: ServeConfig
+    notes: tuple[str, ...] = ()
+
+
+def load(path: Path | None, **overrides: Any) -> Loaded:
+    """Settings from a file (ours, or an llm-serving YAML) and flags, which win; None stands for "not given".
+
+    Raises ConfigError `file: key: what is wrong`.
+    """
+    values = config.read(path) if path else {}
+    notes: tuple[str, ...] = ()
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if llm_serving.recognise(values):
+        values, notes = llm_serving.translate(values, str(path), model=given.get("model"))
+    built = config.build(_merge(values, given), ServeConfig, str(path or "flags"))
+    _check(built, str(path or "flags"))
+    return Loaded(config=built, notes=notes)
+
+
+def _merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Overrides on top, mapping by mapping."""
+    merged = dict(values)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return merged
+
+
+def _check(built: ServeConfig, source: str) -> None:
+    """What the types cannot say."""
+    limits, cache = built.limits, built.kv_cache
+    positive = {
+        "limits.max_batch": limits.max_batch,
+        "limits.max_waiting": limits.max_waiting,
+        "limits.max_model_len": limits.max_model_len,
+        "kv_cache.block_size": cache.block_size,
+        "kv_cache.num_blocks": cache.num_blocks,
+        "threads": built.threads,
+        "capture.every": built.capture and built.capture.every,
+    }
+    for key, value in positive.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{source}: {key}: must be at least 1, got {value}")
+    if limits.max_tokens_per_step < limits.max_batch:
+        raise ConfigError(
+            f"{source}: limits.max_tokens_per_step: must be at least limits.max_batch ({limits.max_batch}), "
+            f"or running sequences would wait for each other; got {limits.max_tokens_per_step}"
+        )
+    for key, port in (("port", built.port), ("agent_port", built.agent_port)):
+        if not 0 <= port <= 65_535:
+            raise ConfigError(f"{source}: {key}: must be between 0 and 65535, got {port}")

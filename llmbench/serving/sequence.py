@@ -1,0 +1,55 @@
+"""One request inside the scheduler."""
+
+from dataclasses import dataclass, field
+
+from llmbench.types import FinishReason, Sampling
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """A prompt and what has been generated from it.
+
+    `num_cached` tokens have their keys and values in `blocks`. `slot` is its row in the arena while it runs, -1 else.
+    `arrival_s` is wall time and different for every sequence of a server.
+    """
+
+    request_id: str
+    prompt_ids: list[int]
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    eos_ids: frozenset[int] = frozenset()
+    arrival_s: float = 0.0
+    output_ids: list[int] = field(default_factory=list)
+    num_cached: int = 0
+    blocks: list[int] = field(default_factory=list)
+    slot: int = -1
+    num_preemptions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest it can get."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+    @property
+    def running(self) -> bool:
+        return self.slot >= 0
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Ids from position `start` to before `end`, prompt and output as one."""
+        num_prompt = len(self.prompt_ids)
+        if start >= num_prompt:
+            return self.output_ids[start - num_prompt : end - num_prompt]
+        return self.prompt_ids[start:end] + self.output_ids[: max(0, end - num_prompt)]
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Take a new token; says why the sequence is finished, if it is."""
+        self.output_ids.append(token_id)
+        if token_id in self.eos_ids and not self.sampling.ignore_eos:
+            return "eos"
+        return "length" if len(self.output_ids) >= self.max_new_tokens else None
+
