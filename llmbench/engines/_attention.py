@@ -1,0 +1,144 @@
+"""Attention over the paged KV cache in NumPy: decoding sequences together by length, prompts one by one in pieces."""
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Int32 = npt.NDArray[np.int32]
+Intp = npt.NDArray[np.intp]
+Float32 = npt.NDArray[np.float32]
+
+_SCORES_ELEMENTS = 1 << 20  # 4 MiB of scores at once, so that softmax works on what the CPU's cache still holds
+_GATHER_ELEMENTS = 1 << 22  # 16 MiB of gathered keys and values at once
+_PADDING = 0.25  # how much shorter than the longest a sequence may be, to be padded to it
+
+
+class Scratch:
+    """Named float32 work arrays that grow and are used again: fresh large ones would cost page faults at each step."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Float32] = {}
+
+    def get(self, name: str, *shape: int) -> Float32:
+        """An array of this shape, its values undefined; the one got before under this name is no longer valid."""
+        size = int(np.prod(shape))
+        flat = self._arrays.get(name)
+        if flat is None or flat.size < size:
+            flat = self._arrays[name] = np.empty(size, np.float32)
+        return flat[:size].reshape(shape)
+
+
+class DecodeGroup(msgspec.Struct, frozen=True):
+    """b sequences of one new token each. `rows` intp [b] or a slice: where their tokens are in the step; `tables` intp
+    [b, W]; `mask` float32 [b, 1, 1, W * block_size], -inf behind the end of a sequence.
+    """
+
+    rows: Intp | slice
+    tables: Intp
+    mask: Float32
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """A sequence with several new tokens: `start`..`stop` in the step, `context_len` in the cache after it, and its
+    blocks intp [W]. `fresh` says that nothing of it was in the cache before.
+    """
+
+    start: int
+    stop: int
+    context_len: int
+    table: Intp
+    fresh: bool
+
+
+class Heads(msgspec.Struct, frozen=True):
+    """How many of each, and their size."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+
+def group_decodes(
+    rows: Intp, context_lens: Int32, tables: Int32, block_size: int, block_elements: int
+) -> list[DecodeGroup]:
+    """Groups of similar length, so that little is padding; a group's gathered blocks stay within a fixed size."""
+    groups = []
+    blocks = -(-context_lens // block_size)
+    order = np.argsort(-context_lens, kind="stable")
+    while len(order):
+        width = int(blocks[order[0]])
+        similar = int(np.count_nonzero(blocks[order] >= width - max(2, int(width * _PADDING))))
+        members = order[: max(1, min(similar, _GATHER_ELEMENTS // (width * block_elements)))]
+        groups.append(_decode_group(rows[members], context_lens[members], tables[members, :width], block_size))
+        order = order[len(members) :]
+    return groups
+
+
+def _decode_group(rows: Intp, context_lens: Int32, tables: Int32, block_size: int) -> DecodeGroup:
+    length = tables.shape[1] * block_size
+    behind = np.arange(length) >= context_lens[:, None]
+    mask = np.where(behind, np.float32(-np.inf), np.float32(0))[:, None, None, :]
+    unused = behind[:, ::block_size]  # what lies in the table behind the last block is undefined
+    return DecodeGroup(rows=rows, tables=np.where(unused, 0, tables).astype(np.intp), mask=mask)
+
+
+def decode(group: DecodeGroup, q: Float32, cache: Float32, heads: Heads, scratch: Scratch, out: Float32) -> None:
+    """Attention of one token per sequence: q and out float32 [T, heads, dim], cache [blocks, block_size, 2 kv, dim]."""
+    num, width = group.tables.shape
+    length, kv, dim = width * cache.shape[1], heads.num_kv_heads, heads.head_dim
+    gathered = scratch.get("gathered", num, width, *cache.shape[1:])
+    cache.take(group.tables, axis=0, out=gathered, mode="clip")  # other modes make `out` a copy first
+    keys_values = gathered.reshape(num, length, 2, kv, dim).transpose(2, 0, 3, 1, 4)
+    scores = scratch.get("scores", num, kv, heads.group, length)
+    np.matmul(q[group.rows].reshape(num, kv, heads.group, dim), keys_values[0].swapaxes(2, 3), out=scores)
+    scores += group.mask
+    total = _exponentiate(scores)
+    answer = np.matmul(scores, keys_values[1])
+    answer /= total
+    out[group.rows] = answer.reshape(num, heads.num_heads, dim)
+
+
+def prefill(prompt: Prompt, qkv: Float32, cache: Float32, heads: Heads, scratch: Scratch, out: Float32) -> None:
+    """Causal attention of one sequence's new tokens: qkv float32 [T, heads + 2 kv, dim], out [T, heads, dim]."""
+    kv, dim = heads.num_kv_heads, heads.head_dim
+    keys_values = _keys_values(prompt, qkv, cache, heads, scratch).transpose(1, 2, 0, 3)  # (2, kv, length, dim)
+    keys, values = keys_values[0].swapaxes(1, 2), keys_values[1]
+    before = prompt.context_len - (prompt.stop - prompt.start)
+    chunk = max(16, min(256, _SCORES_ELEMENTS // (heads.num_heads * prompt.context_len)))
+    for start in range(prompt.start, prompt.stop, chunk):
+        num = min(chunk, prompt.stop - start)
+        visible = before + start - prompt.start + num
+        q = scratch.get("q", kv, heads.group, num, dim)
+        q[:] = qkv[start : start + num, : heads.num_heads].reshape(num, kv, heads.group, dim).transpose(1, 2, 0, 3)
+        scores = scratch.get("scores", kv, heads.group * num, visible)
+        np.matmul(q.reshape(kv, heads.group * num, dim), keys[:, :, :visible], out=scores)
+        own = scores.reshape(kv, heads.group, num, visible)[..., visible - num :]
+        np.copyto(own, -np.inf, where=np.triu(np.ones((num, num), np.bool_), 1))
+        total = _exponentiate(scores)
+        answer = np.matmul(scores, values[:, :visible], out=scratch.get("answer", kv, heads.group * num, dim))
+        answer /= total
+        shaped = answer.reshape(kv, heads.group, num, dim).transpose(2, 0, 1, 3)
+        out[start : start + num].reshape(num, kv, heads.group, dim)[:] = shaped
+
+
+def _keys_values(prompt: Prompt, qkv: Float32, cache: Float32, heads: Heads, scratch: Scratch) -> Float32:
+    """float32 [context_len, 2, kv, dim] of a sequence: from the step itself when it has all, else from the cache."""
+    if prompt.fresh:
+        found = qkv[prompt.start : prompt.stop, heads.num_heads :]
+    else:
+        found = scratch.get("gathered", len(prompt.table), *cache.shape[1:])
+        cache.take(prompt.table, axis=0, out=found, mode="clip")
+        found = found.reshape(-1, *cache.shape[2:])[: prompt.context_len]
+    return found.reshape(prompt.context_len, 2, heads.num_kv_heads, heads.head_dim)
+
+
+def _exponentiate(scores: Float32) -> Float32:
+    """exp(scores - max) in place, and its sum [..., 1]; dividing is left to the smaller product with the values."""
+    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    total: Float32 = np.add.reduce(scores, axis=-1, keepdims=True)
+    return total

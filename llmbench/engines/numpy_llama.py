@@ -1,0 +1,202 @@
+"""Llama and Qwen2 in NumPy: float32, paged KV cache, prefill and decode mixed in one step; runs wherever NumPy does."""
+
+import math
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from llmbench.engines import Batch, Capacity, EngineSettings, StepResult
+from llmbench.engines import _attention as attention
+from llmbench.engines import _llama_weights as weights
+from llmbench.engines._blas import Threads, available_threads
+from llmbench.engines._sampling import pick
+from llmbench.errors import InputError, ServingError
+from llmbench.weights.model import Model, ModelConfig
+
+Intp = npt.NDArray[np.intp]
+Float32 = npt.NDArray[np.float32]
+
+_CACHE_SHARE = 0.25  # of the memory still free once the weights are there
+_MLP_ROWS = 256  # tokens that go through an MLP at once: bounds its work array
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What all layers of a step share. `slots` intp [T]: where each token's key and value go; `rotations` complex64
+    [T, 1, head_dim / 2]; `last_rows` intp [m]: the last token of each sequence that wants one.
+    """
+
+    slots: Intp
+    rotations: npt.NDArray[np.complex64]
+    last_rows: Intp
+    groups: list[attention.DecodeGroup]
+    prompts: list[attention.Prompt]
+
+
+class NumpyLlama:
+    """The engine; the cache is float32 [layers, blocks, block_size, 2 kv_heads, head_dim], keys before values."""
+
+    name = "numpy_llama"
+    dtype = "float32"
+
+    def __init__(self, model: Model, settings: EngineSettings) -> None:
+        config = model.config
+        _check_memory(model)
+        Threads().set(settings.threads or available_threads())
+        self._config = config
+        self._heads = attention.Heads(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._weights = weights.load(model)
+        self._block_size = settings.block_size
+        num_blocks = settings.num_blocks or _choose_num_blocks(config, settings)
+        shape = (config.num_layers, num_blocks, settings.block_size, 2 * config.num_kv_heads, config.head_dim)
+        self._cache: Float32 = np.zeros(shape, np.float32)
+        self._max_model_len = min(config.max_positions, num_blocks * settings.block_size)
+        self._rotations = _rotations(config, self._max_model_len)
+        self._scratch = attention.Scratch()
+
+    def capacity(self) -> Capacity:
+        """What this engine can hold."""
+        return Capacity(num_blocks=self._cache.shape[1], block_size=self._block_size, max_model_len=self._max_model_len)
+
+    def step(self, batch: Batch) -> StepResult:
+        """Compute one step and write the KV cache."""
+        self._check(batch)
+        plan = self._plan(batch)
+        with np.errstate(over="ignore"):  # exp(-gate) of a very negative gate: infinite, and silu then rightly 0
+            hidden = self._layers(batch, plan)
+            logits = self._head(hidden)
+        return _result(batch, logits)
+
+    def close(self) -> None:
+        """Give back the weights and the cache."""
+        self._weights = weights.LlamaWeights(np.empty((0, 0), np.float32), [], None, np.empty((0, 0), np.float32))
+        self._cache = np.empty((0, 0, 0, 0, 0), np.float32)
+        self._scratch = attention.Scratch()
+
+    def _check(self, batch: Batch) -> None:
+        """Raise ServingError for what would read or write outside the cache or the vocabulary."""
+        if batch.context_lens.max() > self._max_model_len:
+            raise ServingError(f"a sequence of {batch.context_lens.max()} tokens; at most {self._max_model_len} fit")
+        if batch.token_ids.min() < 0 or batch.token_ids.max() >= self._config.vocab_size:
+            raise ServingError(f"a token id is outside the vocabulary of {self._config.vocab_size}")
+
+    def _plan(self, batch: Batch) -> Plan:
+        query_lens, context_lens = batch.query_lens, batch.context_lens
+        ends = np.cumsum(query_lens)
+        sequence = np.repeat(np.arange(len(query_lens)), query_lens)
+        positions = np.arange(ends[-1]) + np.repeat(context_lens - ends, query_lens)
+        blocks = batch.block_tables[sequence, positions // self._block_size].astype(np.intp)
+        decodes = np.flatnonzero(query_lens == 1)
+        block_elements = math.prod(self._cache.shape[2:])
+        return Plan(
+            slots=blocks * self._block_size + positions % self._block_size,
+            rotations=self._rotations[positions][:, None],
+            last_rows=ends[batch.wants_token] - 1,
+            groups=attention.group_decodes(
+                ends[decodes] - 1, context_lens[decodes], batch.block_tables[decodes], self._block_size, block_elements
+            ),
+            prompts=[self._prompt(batch, i, int(ends[i])) for i in np.flatnonzero(query_lens > 1)],
+        )
+
+    def _prompt(self, batch: Batch, i: int, end: int) -> attention.Prompt:
+        query_len, context_len = int(batch.query_lens[i]), int(batch.context_lens[i])
+        table = batch.block_tables[i, : -(-context_len // self._block_size)].astype(np.intp)
+        return attention.Prompt(end - query_len, end, context_len, table, fresh=query_len == context_len)
+
+    def _layers(self, batch: Batch, plan: Plan) -> Float32:
+        """float32 [m, hidden] behind all layers, of the last token of each sequence that wants one."""
+        x = self._weights.embedding[batch.token_ids]
+        last = self._config.num_layers - 1
+        for i, layer in enumerate(self._weights.layers):
+            attended = self._attend(layer, self._cache[i], x, plan)
+            if i == last:  # behind the last keys and values, only the rows that give logits matter
+                x, attended = x[plan.last_rows], attended[plan.last_rows]
+            x += attended @ layer.output
+            for row in range(0, len(x), _MLP_ROWS):
+                self._mlp(layer, x[row : row + _MLP_ROWS])
+        return x
+
+    def _attend(self, layer: weights.Layer, cache: Float32, x: Float32, plan: Plan) -> Float32:
+        """float32 [T, heads * head_dim]; writes the new keys and values of this layer."""
+        heads, num = self._heads, len(x)
+        qkv = np.matmul(self._normalised(x), layer.qkv, out=self._scratch.get("qkv", num, layer.qkv.shape[1]))
+        if layer.qkv_bias is not None:
+            qkv += layer.qkv_bias
+        qkv = qkv.reshape(num, -1, heads.head_dim)
+        turned = qkv[:, : heads.num_heads + heads.num_kv_heads].view(np.complex64)
+        turned *= plan.rotations
+        cache.reshape(-1, *cache.shape[2:])[plan.slots] = qkv[:, heads.num_heads :]
+        out = self._scratch.get("attended", num, heads.num_heads, heads.head_dim)
+        for group in plan.groups:
+            attention.decode(group, qkv[:, : heads.num_heads], cache, heads, self._scratch, out)
+        for prompt in plan.prompts:
+            attention.prefill(prompt, qkv, cache, heads, self._scratch, out)
+        return out.reshape(num, -1)
+
+    def _mlp(self, layer: weights.Layer, x: Float32) -> None:
+        """x += down(silu(gate(x)) * up(x)), in place; both matrices are negated, see _llama_weights."""
+        num, ffn = len(x), self._config.intermediate_size
+        both = np.matmul(self._normalised(x), layer.gate_up, out=self._scratch.get("both", num, 2 * ffn))
+        gate, up = both[:, :ffn], both[:, ffn:]
+        denominator = np.exp(gate, out=self._scratch.get("denominator", num, ffn))
+        denominator += 1
+        gate *= up
+        gate /= denominator
+        x += gate @ layer.down
+
+    def _normalised(self, x: Float32) -> Float32:
+        """float32 [T, hidden]: x / sqrt(sum(x^2) + hidden * eps); the rest of RMSNorm is in the next matrix."""
+        squares = np.einsum("ij,ij->i", x, x)
+        squares += self._config.hidden_size * self._config.rms_norm_eps
+        np.sqrt(squares, out=squares)
+        return np.divide(x, squares[:, None], out=self._scratch.get("normalised", *x.shape))
+
+    def _head(self, x: Float32) -> Float32:
+        """float32 [m, vocab]."""
+        hidden = self._normalised(x)
+        if self._weights.final_norm is not None:
+            hidden *= self._weights.final_norm
+        return hidden @ self._weights.head
+
+
+def engine(model: Model, settings: EngineSettings) -> NumpyLlama:
+    """Load a model. Raises InputError when its weights do not fit into the free memory."""
+    return NumpyLlama(model, settings)
+
+
+def _result(batch: Batch, logits: Float32) -> StepResult:
+    tokens = np.full(len(batch.query_lens), -1, np.int32)
+    chosen = np.zeros(len(batch.query_lens), np.float32)
+    wants = batch.wants_token
+    if len(logits):
+        tokens[wants], chosen[wants] = pick(logits, batch.sampling[wants])
+    return StepResult(token_ids=tokens, chosen_logits=chosen, logits=logits if batch.want_logits else None)
+
+
+def _rotations(config: ModelConfig, num_positions: int) -> npt.NDArray[np.complex64]:
+    """complex64 [positions, head_dim / 2]: exp(i * position * theta^(-2 j / head_dim))."""
+    # the frequencies in float32 as Hugging Face has them: at position 4000 their rounding is seen in the angle
+    powers = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** powers
+    angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
+    rotations = np.empty(angles.shape, np.complex64)
+    rotations.real, rotations.imag = np.cos(angles), np.sin(angles)
+    return rotations
+
+
+def _check_memory(model: Model) -> None:
+    needed, free = weights.num_bytes(model.config), psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        raise InputError(
+            f"model {model.name}: its weights take {needed / 1e9:.1f} GB in float32, {free / 1e9:.1f} GB are free;"
+            " take a smaller one, or random:<preset>,layers=N for fewer layers"
+        )
+
+
+def _choose_num_blocks(config: ModelConfig, settings: EngineSettings) -> int:
+    """Enough for max_batch of the longest sequences, within a share of the free memory, but for one at least."""
+    longest = -(-config.max_positions // settings.block_size)
+    block_bytes = 4 * config.num_layers * settings.block_size * 2 * config.num_kv_heads * config.head_dim
+    affordable = int(psutil.virtual_memory().available * _CACHE_SHARE) // block_bytes
+    return max(longest, min(settings.max_batch * longest, affordable))
