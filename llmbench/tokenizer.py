@@ -3,6 +3,7 @@
 `encode` is `[bos] + sentencepiece ids` (measured equal to LlamaTokenizer on every Alpaca prompt).
 """
 
+import re
 from pathlib import Path
 
 import sentencepiece
@@ -10,6 +11,7 @@ import sentencepiece
 from llmbench.errors import InputError
 
 _HELD_BACK = "\ufffd"  # sentencepiece's sign for the start of a character whose other bytes are not there yet
+_SPECIAL = re.compile("(<s>|</s>|<unk>)")
 
 
 def embedded_path() -> Path:
@@ -41,17 +43,25 @@ class Tokenizer:
             raise InputError(f"{path}: cannot read the tokenizer ({error.strerror})") from error
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
-        """The ids of a text, with the begin-of-sequence id in front unless told otherwise."""
-        ids: list[int] = self._processor.EncodeAsIds(text)
-        return [self.bos_id, *ids] if bos else ids
+        """The ids of a text, with the begin-of-sequence id in front unless told otherwise.
+
+        `<s>`, `</s>` and `<unk>` written in the text are those ids, as with Hugging Face.
+        """
+        ids = [self.bos_id] if bos else []
+        for part in _SPECIAL.split(text):
+            if _SPECIAL.fullmatch(part):
+                ids.append(self._processor.PieceToId(part))
+            elif part:
+                ids += self._processor.EncodeAsIds(part)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids; special ones (bos, eos, unk) give nothing, as with `skip_special_tokens`."""
         return str(self._processor.DecodeIds([i for i in ids if not self.is_special(i)]))
 
     def is_special(self, token_id: int) -> bool:
-        """Whether an id stands for no text: bos, eos, unk and other control pieces."""
-        return token_id == self.unk_id or bool(self._processor.IsControl(token_id))
+        """Whether an id stands for no text: bos, eos, unk, other control pieces, and what pads a model's vocabulary."""
+        return token_id >= self.vocab_size or token_id == self.unk_id or bool(self._processor.IsControl(token_id))
 
 
 class Detokenizer:

@@ -22,6 +22,13 @@ class Ticket:
     detokenizer: Detokenizer
     pieces: "asyncio.Queue[Delta | LlmbenchError]" = field(default_factory=asyncio.Queue)
 
+    async def next(self) -> Delta:
+        """The next piece. Raises the error that ended the request."""
+        piece = await self.pieces.get()
+        if isinstance(piece, LlmbenchError):
+            raise piece
+        return piece
+
 
 class Frontend:
     """Turns Requests into Sequences and Emissions into Deltas."""

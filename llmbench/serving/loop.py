@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from llmbench.errors import AgentDied, LlmbenchError
-from llmbench.link.arena import Row
+from llmbench.link.arena import Row, StepArrays
 from llmbench.link.frames import Admitted
 from llmbench.link.remote import Agent
 from llmbench.serving.frontend import Frontend
@@ -93,13 +93,17 @@ class StepLoop:
 
 def write_step(agent: Agent, plan: Plan) -> None:
     """Write a plan into the arena and set the agent off."""
-    arrays = agent.arrays
+    place(agent.arrays, plan)
+    rows, steps = step_rows(plan)
+    agent.begin(rows, steps, [_admitted(sequence) for sequence in plan.admitted])
+
+
+def place(arrays: StepArrays, plan: Plan) -> None:
+    """Write what a plan changes for longer than its step: new sequences, new blocks."""
     for sequence in plan.admitted:
         arrays.admit(sequence.slot, sequence.sampling, sequence.seed)
     for growth in plan.grown:
         arrays.set_blocks(growth.slot, growth.first, growth.blocks)
-    rows, steps = step_rows(plan)
-    agent.begin(rows, steps, [_admitted(sequence) for sequence in plan.admitted])
 
 
 def step_rows(plan: Plan) -> tuple[list[Row], list[int]]:

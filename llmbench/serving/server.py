@@ -1,18 +1,20 @@
 """HTTP: every dialect's routes over one frontend, and `/health`."""
 
-import asyncio
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from llmbench.errors import LlmbenchError, ServingError
 from llmbench.protocols import Dialect, HttpResponse, Reply, Status
 from llmbench.serving.frontend import Frontend, Ticket
+from llmbench.types import Delta
 
 _log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 16 << 20
+_LAST_WORDS_S = 2.0  # for answers that end with an error because the server stops
 
 
 def application(
@@ -33,10 +35,10 @@ def application(
     return app
 
 
-_Handler = Callable[[web.Request], "asyncio.Future[web.StreamResponse]"]
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _post_handler(dialect: Dialect, frontend: Frontend) -> Callable[..., object]:
+def _post_handler(dialect: Dialect, frontend: Frontend) -> _Handler:
     async def handle(http: web.Request) -> web.StreamResponse:
         body = await http.read()
         headers = {name.lower(): value for name, value in http.headers.items()}
@@ -56,7 +58,7 @@ def _post_handler(dialect: Dialect, frontend: Frontend) -> Callable[..., object]
     return handle
 
 
-def _get_handler(dialect: Dialect, status: Callable[[], Status]) -> Callable[..., object]:
+def _get_handler(dialect: Dialect, status: Callable[[], Status]) -> _Handler:
     async def handle(http: web.Request) -> web.StreamResponse:
         return _whole(dialect.answer(http.path, status()))
 
@@ -64,60 +66,78 @@ def _get_handler(dialect: Dialect, status: Callable[[], Status]) -> Callable[...
 
 
 async def _answer(http: web.Request, reply: Reply, ticket: Ticket) -> web.StreamResponse:
-    """Wait for the pieces and send them; the status is known when the first one is there."""
-    piece = await ticket.pieces.get()
-    if isinstance(piece, LlmbenchError):
-        return _whole(reply.refuse(piece))
-    if not reply.request.stream:
-        return await _answer_at_once(reply, ticket, piece)
+    """Wait for the pieces and send them; what the status is shows with the first one."""
+    try:
+        delta = await ticket.next()
+        if not reply.request.stream:
+            return await _answer_at_once(reply, ticket, delta)
+    except LlmbenchError as error:
+        return _whole(reply.refuse(error))
     response = web.StreamResponse(headers=dict(reply.headers))
     response.enable_chunked_encoding()
     await response.prepare(http)
-    while True:
-        failed = isinstance(piece, LlmbenchError)
-        for chunk in reply.abort(piece) if isinstance(piece, LlmbenchError) else reply.render(piece):
+    try:
+        while True:
+            for chunk in reply.render(delta):
+                await response.write(chunk)
+            if delta.finish_reason is not None:
+                break
+            delta = await ticket.next()
+    except LlmbenchError as error:
+        for chunk in reply.abort(error):
             await response.write(chunk)
-        if failed or (not isinstance(piece, LlmbenchError) and piece.finish_reason is not None):
-            break
-        piece = await ticket.pieces.get()
     await response.write_eof()
     return response
 
 
-async def _answer_at_once(reply: Reply, ticket: Ticket, piece: object) -> web.Response:
-    body = b""
-    while True:
-        if isinstance(piece, LlmbenchError):
-            return _whole(reply.refuse(piece))
-        body += b"".join(reply.render(piece))
-        if piece.finish_reason is not None:
-            return web.Response(body=body, headers=dict(reply.headers))
-        piece = await ticket.pieces.get()
+async def _answer_at_once(reply: Reply, ticket: Ticket, delta: Delta) -> web.Response:
+    chunks = reply.render(delta)
+    while delta.finish_reason is None:
+        delta = await ticket.next()
+        chunks += reply.render(delta)
+    return web.Response(body=b"".join(chunks), headers=dict(reply.headers))
 
 
 def _whole(response: HttpResponse) -> web.Response:
     return web.Response(status=response.status, body=response.body, headers=dict(response.headers))
 
 
-async def listen(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
-    """Listen on a port (0: a free one); gives the runner to clean up and the port.
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Take a port (0: a free one) before anything costly is done.
 
-    With the default host the IPv6 loopback listens too where there is one: the contest's client says `localhost`.
+    With the default host the IPv6 loopback is taken too where there is one: the contest's client says `localhost`.
     Raises ServingError when the port is taken.
     """
-    # a handler ends when its client has gone, so that its blocks are freed
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
-    await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        sockets = [_bound(host, port)]
     except OSError as error:
-        await runner.cleanup()
         reason = error.strerror or str(error)
-        raise ServingError(f"cannot listen on {host}:{port} ({reason}); choose another with --port") from error
-    port = runner.addresses[0][1]
+        raise ServingError(f"cannot listen on {host}:{port} ({reason}); choose another port with --port") from error
     if host == "127.0.0.1":
         try:
-            await web.TCPSite(runner, "::1", port).start()
+            sockets.append(_bound("::1", sockets[0].getsockname()[1]))
         except OSError as error:
             _log.debug("no IPv6 loopback: %s", error)
-    return runner, port
+    return sockets
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+async def listen(app: web.Application, sockets: list[socket.socket]) -> web.AppRunner:
+    """Serve on bound sockets; `cleanup` of the runner ends it."""
+    # a handler is cancelled when its client has gone, so that its blocks are freed
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_WORDS_S)
+    await runner.setup()
+    for bound in sockets:
+        await web.SockSite(runner, bound).start()
+    return runner

@@ -1,0 +1,46 @@
+"""The command line: one thin file for each command; nothing heavy is imported before a command runs."""
+
+import sys
+
+import typer
+
+from llmbench import __version__
+from llmbench.cli import serve
+from llmbench.errors import LlmbenchError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Tells the truth about an LLM serving stack: how fast it is, and whether it is still right.",
+    epilog="Exit codes: 0 fine · 1 a requested check failed · 2 wrong usage or input · 3 the measurement is not valid · "
+    "4 inconclusive · 130 interrupted.",
+)
+app.command("serve")(serve.serve)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"llmbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Tells the truth about an LLM serving stack: how fast it is, and whether it is still right."""
+
+
+def main() -> None:
+    """Run the command line; every error that is ours is one line and an exit code."""
+    try:
+        app()
+    except LlmbenchError as error:
+        print(f"llmbench: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

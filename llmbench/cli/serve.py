@@ -1,0 +1,66 @@
+"""`llmbench serve`."""
+
+from pathlib import Path
+
+import typer
+
+_MODEL_HELP = "embedded, random:PRESET[,layers=N] (tiny, 110m, llama2-7b, llama2-13b, qwen2-7b), or a folder."
+
+
+def serve(
+    config: Path | None = typer.Argument(None, help="Settings: a YAML of ours or of llm-serving. Flags win."),
+    model: str | None = typer.Option(None, help=_MODEL_HELP),
+    engine: str | None = typer.Option(None, help="What computes: numpy_llama, stub."),
+    tokenizer: str | None = typer.Option(None, help="A tokenizer.model, for models that bring none."),
+    host: str | None = typer.Option(None, help="Where to listen; the default is this machine only."),
+    port: int | None = typer.Option(None, "--port", "-P", help="Port to listen on; 0 takes a free one. Default 8835."),
+    max_batch: int | None = typer.Option(None, help="Sequences that run at once."),
+    threads: int | None = typer.Option(None, help="Threads of the engine; default: all cores."),
+    data_shape: str | None = typer.Option(
+        None, help="Contest streams: `data` as a one-element list (the original) or the object itself: list, object."
+    ),
+    drop_last_token: bool | None = typer.Option(
+        None, help="Contest answers lack the text of their last token, as in the original (default), or are complete."
+    ),
+    capture: str | None = typer.Option(None, help="Folder to write logit rows into, as contest .npy files."),
+    capture_every: int | None = typer.Option(None, help="Write the rows whose index divides by this. Default 100."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log more."),
+    until_stdin_closes: bool = typer.Option(False, hidden=True, help="End with the process that started this one."),
+) -> None:
+    """Launch the bundled serving stack: HTTP, queue, continuous batching, and an agent process with the engine.
+
+    The line "ready on URL" comes when it can answer. Ctrl-C or SIGTERM ends it and leaves nothing behind.
+    """
+    from llmbench.cli._logging import configure
+    from llmbench.serving import config as settings
+    from llmbench.serving import launch, stack
+
+    configure(verbose)
+    loaded = settings.load(
+        config,
+        model=model,
+        engine=engine,
+        tokenizer=tokenizer,
+        host=host,
+        port=port,
+        threads=threads,
+        limits=_given(max_batch=max_batch),
+        dialects=_given(contest=_given(data_shape=data_shape, drop_last_token=drop_last_token)),
+        capture=_given(folder=capture, every=capture_every),
+    )
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+
+    def on_ready(running: stack.Running) -> None:
+        typer.echo(
+            f"{launch.READY}{running.url} (model {running.model}, engine {running.engine} {running.dtype}, "
+            f"batch {running.max_batch}, up to {running.max_model_len} tokens, "
+            f"{running.num_blocks} blocks of {running.block_size}, agent {running.agent_pid})"
+        )
+
+    stack.serve(loaded.config, on_ready, until_stdin_closes=until_stdin_closes)
+
+
+def _given(**values: object) -> dict[str, object] | None:
+    """What was given on the command line; None when nothing was."""
+    return {key: value for key, value in values.items() if value is not None} or None

@@ -1,0 +1,120 @@
+"""The engine in this process, without server or link: `LLM(model).generate(prompts)`."""
+
+import secrets
+from collections.abc import Callable
+from collections.abc import Sequence as Sequences
+
+import numpy as np
+
+from llmbench import engines
+from llmbench.engines import EngineSettings, Float32, StepResult
+from llmbench.errors import PromptEmpty
+from llmbench.link.arena import Dimensions, StepArrays
+from llmbench.serving.blocks import BlockPool
+from llmbench.serving.loop import place, step_rows
+from llmbench.serving.scheduler import Limits, Plan, Scheduler
+from llmbench.serving.sequence import Sequence
+from llmbench.serving.stack import open_tokenizer
+from llmbench.types import Sampling
+from llmbench.weights.model import open_model
+
+
+class LLM:
+    """A model and an engine, driven by the scheduler of the serving stack.
+
+    `model` is `embedded`, `random:PRESET` or a folder; `engine` None takes the default one; `tokenizer` is for models
+    that bring none. Raises InputError when model or engine cannot be opened.
+    """
+
+    def __init__(
+        self,
+        model: str = "embedded",
+        engine: str | None = None,
+        *,
+        tokenizer: str | None = None,
+        batch_size: int = 32,
+        threads: int | None = None,
+    ) -> None:
+        opened = open_model(model)
+        self.tokenizer = open_tokenizer(opened, tokenizer)
+        self._eos_ids = frozenset(opened.config.eos_ids)
+        self._limits = Limits(max_batch=batch_size, max_tokens_per_step=max(512, batch_size))
+        settings = EngineSettings(max_batch=batch_size, threads=threads)
+        self._engine = engines.get(engine or "numpy_llama", opened, settings)
+        capacity = self._engine.capacity()
+        self._scheduler = Scheduler(
+            self._limits, BlockPool(capacity.num_blocks, capacity.block_size), capacity.max_model_len
+        )
+        self._arrays = StepArrays.private(
+            Dimensions(
+                max_batch=batch_size,
+                max_tokens=self._limits.max_tokens_per_step,
+                max_blocks=-(-capacity.max_model_len // capacity.block_size),
+            )
+        )
+
+    def generate(
+        self, prompts: str | Sequences[str], max_new_tokens: int = 128, sampling: Sampling | None = None
+    ) -> list[str]:
+        """The answers, in the order of the prompts, batched as they fit. Raises PromptTooLong before anything runs."""
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        sequences = [self._sequence(self.tokenizer.encode(prompt), max_new_tokens, sampling) for prompt in prompts]
+        self._run(sequences)
+        return [self.tokenizer.decode(sequence.output_ids) for sequence in sequences]
+
+    def logits(self, token_ids: Sequences[int]) -> Float32:
+        """The logits after each token, float32 [len, vocab]: the sequence is fed token by token, as in decode."""
+        if not token_ids:
+            raise PromptEmpty("no tokens to compute logits for")
+        sequence = self._sequence(list(token_ids[:1]), len(token_ids), Sampling(ignore_eos=True))
+        rows: list[Float32] = []
+
+        def force(row: Float32) -> int:
+            rows.append(row)
+            return int(token_ids[min(len(rows), len(token_ids) - 1)])
+
+        self._run([sequence], force)
+        return np.stack(rows)
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        self._engine.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sequence(self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling | None) -> Sequence:
+        sampling = sampling or Sampling()
+        return Sequence(
+            request_id="",
+            prompt_ids=prompt_ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
+            eos_ids=self._eos_ids,
+        )
+
+    def _run(self, sequences: list[Sequence], forced: Callable[[Float32], int] | None = None) -> None:
+        """Run sequences to their end. `forced` gets each logits row, float32 [vocab], and says what the token is."""
+        try:
+            for sequence in sequences:
+                self._scheduler.add(sequence)
+            while (plan := self._scheduler.plan()) is not None:
+                result = self._step(plan, want_logits=forced is not None)
+                token_ids = result.token_ids.tolist()
+                if forced is not None:
+                    assert result.logits is not None, "the engine was asked for logits"
+                    token_ids = [forced(row) for row in result.logits]
+                self._scheduler.commit(plan, token_ids, result.chosen_logits.tolist())
+        finally:
+            for sequence in sequences:
+                self._scheduler.cancel(sequence)  # only after an error: what has ended is not there any more
+
+    def _step(self, plan: Plan, want_logits: bool) -> StepResult:
+        place(self._arrays, plan)
+        rows, steps = step_rows(plan)
+        num_tokens = self._arrays.write(rows, steps)
+        return self._engine.step(self._arrays.batch(len(rows), num_tokens, want_logits))

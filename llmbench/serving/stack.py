@@ -1,0 +1,224 @@
+"""The whole server: agent, scheduler, frontend and HTTP put together, started and stopped."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmbench import plugins, protocols
+from llmbench.engines import EngineSettings
+from llmbench.errors import ConfigError, ServingError
+from llmbench.link import arena, frames
+from llmbench.link.remote import Agent
+from llmbench.protocols import Dialect, Status
+from llmbench.serving import server
+from llmbench.serving.blocks import BlockPool
+from llmbench.serving.config import ServeConfig
+from llmbench.serving.frontend import Frontend
+from llmbench.serving.loop import StepLoop, cancelled
+from llmbench.serving.scheduler import Scheduler
+from llmbench.tokenizer import Tokenizer, embedded_path
+from llmbench.weights.model import Model, open_model
+
+_log = logging.getLogger(__name__)
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server that answers can say about itself."""
+
+    url: str
+    model: str
+    engine: str
+    dtype: str
+    max_batch: int
+    max_model_len: int
+    num_blocks: int
+    block_size: int
+    agent_pid: int
+    tokenizer: str
+
+
+def serve(config: ServeConfig, on_ready: Callable[[Running], None], *, until_stdin_closes: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM, or also until stdin ends. Raises LlmbenchError when the stack cannot start."""
+    try:
+        import uvloop
+    except ImportError:  # it is not there on Windows
+        asyncio.run(_serve(config, on_ready, until_stdin_closes))
+    else:
+        uvloop.run(_serve(config, on_ready, until_stdin_closes))
+
+
+async def _serve(config: ServeConfig, on_ready: Callable[[Running], None], until_stdin_closes: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if until_stdin_closes:
+        loop.add_reader(sys.stdin.fileno(), stop.set)  # nothing is ever written there: readable means the end
+    starting = asyncio.ensure_future(_run(config, on_ready))
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()  # also while the agent still loads its model
+    with contextlib.suppress(asyncio.CancelledError):
+        await starting
+
+
+async def _run(config: ServeConfig, on_ready: Callable[[Running], None]) -> None:
+    """Serve until cancelled."""
+    async with started(config) as running:
+        on_ready(running)
+        await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def started(config: ServeConfig) -> AsyncIterator[Running]:
+    """The stack, answering; on leaving, no process and no shared memory is left behind."""
+    model = open_model(config.model)
+    tokenizer = open_tokenizer(model, config.tokenizer)
+    sockets = server.bind(config.host, config.port)
+    for path in arena.sweep():
+        _log.warning("removed %s, left behind by a server that was killed", path)
+
+    sizes: list[arena.Dimensions] = []
+
+    async def start_agent() -> Agent:
+        agent = await Agent.start(_load(config), config.agent_host, config.agent_port)
+        try:
+            if not sizes:
+                sizes.append(_dimensions(config, agent.loaded))
+            await agent.attach(sizes[0])
+        except BaseException:
+            await agent.close()
+            raise
+        return agent
+
+    try:
+        agent = await start_agent()
+    except BaseException:
+        for bound in sockets:
+            bound.close()
+        raise
+    capacity = agent.loaded.capacity
+    max_model_len = _max_model_len(config, agent.loaded)
+    wake = asyncio.Event()
+    scheduler = Scheduler(config.limits, BlockPool(capacity.num_blocks, capacity.block_size), max_model_len)
+    frontend = Frontend(scheduler, tokenizer, frozenset(model.config.eos_ids), config.pad_id, wake)
+    loop = StepLoop(scheduler, frontend, agent, start_agent, wake)
+    name = config.model_name or model.name
+
+    def status() -> Status:
+        return Status(
+            model_name=name,
+            model_dtype=agent.loaded.dtype,
+            max_model_len=max_model_len,
+            max_batch=config.limits.max_batch,
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+        )
+
+    app = server.application(open_dialects(config, model), frontend, status, lambda: loop.ready)
+    stepping = asyncio.create_task(loop.run())
+    stepping.add_done_callback(_crashed)
+    runner = await server.listen(app, sockets)
+    try:
+        host, port = sockets[0].getsockname()[:2]
+        yield Running(
+            url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+            model=name,
+            engine=agent.loaded.engine,
+            dtype=agent.loaded.dtype,
+            max_batch=config.limits.max_batch,
+            max_model_len=max_model_len,
+            num_blocks=capacity.num_blocks,
+            block_size=capacity.block_size,
+            agent_pid=agent.pid,
+            tokenizer=tokenizer.source,
+        )
+    finally:
+        await cancelled(stepping)
+        frontend.fail_all(ServingError("the server is stopping"))
+        await runner.cleanup()
+        await loop.close()
+
+
+def open_tokenizer(model: Model, given: str | None) -> Tokenizer:
+    """The model's own tokenizer; for a model that brings none, the given one, or the embedded one where it fits.
+
+    Raises ConfigError when there is none, or it has more pieces than the model has ids.
+    """
+    if model.tokenizer_path is not None:
+        tokenizer = Tokenizer.from_file(model.tokenizer_path)
+    elif given is not None:
+        tokenizer = Tokenizer.from_file(Path(given))
+    else:
+        tokenizer = Tokenizer.from_file(embedded_path())
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise ConfigError(
+                f"tokenizer: {model.name} brings none and has {model.config.vocab_size} ids; give a tokenizer.model "
+                "with --tokenizer"
+            )
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"tokenizer: {tokenizer.source} has {tokenizer.vocab_size} pieces, more than the "
+            f"{model.config.vocab_size} ids of {model.name}"
+        )
+    return tokenizer
+
+
+def open_dialects(config: ServeConfig, model: Model) -> list[Dialect]:
+    """Every dialect there is, with the options from the settings. Raises ConfigError naming a wrong one."""
+    known = plugins.names("protocols")
+    for name in config.dialects:
+        if name not in known:
+            raise ConfigError(f"dialects.{name}: {plugins.unknown('dialect', name, known)}")
+    return [_dialect(name, config.dialects.get(name, {}), model) for name in known]
+
+
+def _dialect(name: str, options: dict[str, Any], model: Model) -> Dialect:
+    fixed = {"vocab_size": model.config.vocab_size} if name == "contest" else {}
+    try:
+        return protocols.get(name, **{**fixed, **options})
+    except TypeError as error:
+        raise ConfigError(f"dialects.{name}: {error}") from error
+
+
+def _load(config: ServeConfig) -> frames.Load:
+    return frames.Load(
+        model=config.model,
+        engine=config.engine,
+        settings=EngineSettings(
+            num_blocks=config.kv_cache.num_blocks,
+            block_size=config.kv_cache.block_size,
+            max_batch=config.limits.max_batch,
+            threads=config.threads,
+        ),
+        capture=config.capture and frames.Capture(folder=config.capture.folder, every=config.capture.every),
+    )
+
+
+def _max_model_len(config: ServeConfig, loaded: frames.Loaded) -> int:
+    capacity = loaded.capacity
+    possible = min(capacity.max_model_len, capacity.num_blocks * capacity.block_size)
+    return min(possible, config.limits.max_model_len or possible)
+
+
+def _dimensions(config: ServeConfig, loaded: frames.Loaded) -> arena.Dimensions:
+    return arena.Dimensions(
+        max_batch=config.limits.max_batch,
+        max_tokens=config.limits.max_tokens_per_step,
+        max_blocks=-(-_max_model_len(config, loaded) // loaded.capacity.block_size),
+    )
+
+
+def _crashed(stepping: "asyncio.Task[None]") -> None:
+    """An error of our own in the step loop must not leave a server that accepts and never answers."""
+    if not stepping.cancelled() and (error := stepping.exception()) is not None:
+        _log.critical("the step loop ended: this is a bug", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
