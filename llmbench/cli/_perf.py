@@ -1,0 +1,203 @@
+"""One perf run from settings to exit status: plan, target, load, numbers, files."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from llmbench import protocols
+from llmbench.errors import InputError, ServingError
+from llmbench.loadgen.client import Target, Timeouts, locate
+from llmbench.loadgen.driver import Counts
+from llmbench.loadgen.run import Outcome, run
+from llmbench.metrics import checks as validity
+from llmbench.metrics.summary import Summary, summarise
+from llmbench.report import console as screen
+from llmbench.report import contest, files
+from llmbench.serving.launch import launched
+from llmbench.tokenizer import Tokenizer, embedded_path
+from llmbench.workload import arrivals, datasets
+from llmbench.workload import plan as plans
+
+_INVALID, _INTERRUPTED = 3, 130
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for; written to `config.json`."""
+
+    qps: float
+    test_time_s: float
+    num_requests: int | None
+    url: str | None
+    port: int
+    out_dir: str | None
+    dataset: str
+    tokenizer: str | None
+    arrivals: str
+    dialect: str
+    data_shape: str | None
+    concurrency: int | None
+    seed: int
+    max_new_tokens: int | None
+    timeout_s: float
+    plan: str | None
+    model: str | None
+    engine: str | None
+    config: str | None
+    name: str
+    results: str
+
+
+Say = Callable[[str], None]
+
+
+def main(settings: Settings, json: bool, quiet: bool) -> int:
+    """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
+    say = _sayer(quiet)
+    dialect = protocols.get(settings.dialect, **({"data_shape": settings.data_shape} if settings.data_shape else {}))
+    plan = _plan(settings, say)
+    folder = files.new_folder(Path(settings.results), settings.name)
+    plans.save(plan, folder / "plan.jsonl.gz")
+    files.write_json(folder / "config.json", settings)
+    files.write_json(folder / "environment.json", files.environment())
+    with _target(settings, say) as target:
+        timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
+        progress = None if quiet or not sys.stderr.isatty() else _progress
+        outcome = run(plan, target, dialect, timeouts, folder / "journal.jsonl", settings.concurrency, progress)
+    numbers, outcomes = summarise(outcome.records), validity.check(outcome.records)
+    _write(settings, plan, outcome, folder, numbers, outcomes)
+    _show(folder, outcome, numbers, outcomes, json, quiet)
+    if outcome.interrupted:
+        return _INTERRUPTED
+    return 0 if validity.valid(outcomes) else _INVALID
+
+
+def _plan(settings: Settings, say: Say) -> plans.Plan:
+    """The plan that is asked for, or the one to repeat."""
+    if settings.plan is not None:
+        plan = plans.load(Path(settings.plan))
+    else:
+        number = settings.num_requests or plans.count(settings.test_time_s, settings.qps)
+        process = arrivals.get(settings.arrivals, settings.qps)
+        dataset = datasets.load(settings.dataset)
+        path = Path(settings.tokenizer) if settings.tokenizer else embedded_path()
+        origin = plans.PlanSettings(
+            dataset=dataset.name,
+            num_samples=len(dataset.samples),
+            arrivals=settings.arrivals,
+            qps=settings.qps,
+            rate=process.rate if math.isfinite(process.rate) else None,
+            seed=settings.seed,
+        )
+        say(f"dataset: {dataset.path}, {len(dataset.samples)} samples{'' if dataset.real else ', a stand-in'}")
+        say(f"tokenizer: {path}, for the number of tokens to ask for")
+        tokenizer = Tokenizer.from_file(path)
+        plan = plans.make_plan(dataset.samples, process, number, origin, tokenizer, settings.max_new_tokens)
+    rate = f"{plan.settings.rate:.4g} per second" if plan.settings.rate else "all at once"
+    say(
+        f"plan: {len(plan.requests)} requests, {plan.settings.arrivals} arrivals, {rate}, seed {plan.settings.seed}, "
+        f"sha256 {plan.sha256[:16]}"
+    )
+    return plan
+
+
+@contextmanager
+def _target(settings: Settings, say: Say) -> Iterator[Target]:
+    """The server to measure: the one named, the one on the port, or the bundled stack, launched for this run."""
+    try:
+        target = locate(settings.url or f"http://localhost:{settings.port}")
+    except ServingError:
+        if settings.url is not None:
+            raise
+        say(f"nobody listens on port {settings.port}: launching the bundled stack for this run")
+        with launched(_serve_arguments(settings, say)) as server:
+            say(f"target: {server.url} (pid {server.pid})")
+            yield locate(server.url)
+        return
+    if settings.model or settings.engine or settings.config:
+        raise InputError(
+            f"--model, --engine and --config are for a stack that is launched, but {target.url} is there already; "
+            "leave them out, or choose another --port"
+        )
+    say(f"target: {target.url} ({target.host} port {target.port})")
+    yield target
+
+
+def _serve_arguments(settings: Settings, say: Say) -> list[str]:
+    """The flags of the launched server. Its tokenizer is its model's; ours goes along only for a model without one."""
+    given = {"--model": settings.model, "--engine": settings.engine, "--data-shape": settings.data_shape}
+    if settings.tokenizer is not None and (settings.model or "").startswith("random:"):
+        given["--tokenizer"] = settings.tokenizer
+        say(f"the server gets the tokenizer {settings.tokenizer} too: {settings.model} brings none")
+    elif settings.tokenizer is not None:
+        say("the server keeps the tokenizer of its model; --tokenizer only counts the tokens to ask for")
+    flags = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    return [*flags, *([settings.config] if settings.config else [])]
+
+
+def _write(
+    settings: Settings,
+    plan: plans.Plan,
+    outcome: Outcome,
+    folder: Path,
+    numbers: Summary,
+    outcomes: Sequence[validity.Check],
+) -> None:
+    """The folder's files; the contest's result file in `--out-dir` as well."""
+    files.summary(folder, numbers, outcomes)
+    files.records(folder, outcome.records)
+    about = contest.Run(
+        qps=plan.settings.qps,
+        interval_s=round(1 / plan.settings.qps, 2),
+        num_samples=plan.settings.num_samples,
+        prompts=[planned.request.prompt for planned in plan.requests],
+        start_ns=outcome.header.start_ns,
+        start_wall_s=outcome.header.start_wall_s,
+    )
+    contest.log(folder, about, outcome.records)
+    contest.result(folder, about, outcome.records)
+    if settings.out_dir is not None:
+        contest.result(Path(settings.out_dir), about, outcome.records)
+
+
+def _show(
+    folder: Path, outcome: Outcome, numbers: Summary, outcomes: Sequence[validity.Check], json: bool, quiet: bool
+) -> None:
+    """The screen, the same in `report.txt`, and the contest's last line."""
+    report = screen.text(numbers, outcomes)
+    files.write(folder / "report.txt", report.encode())
+    last = contest.exec_time_line(outcome.records)
+    if json:
+        print((folder / "summary.json").read_text(encoding="utf-8"), end="")
+        print(last, file=sys.stderr)
+        return
+    if quiet:
+        print(screen.verdict(outcomes))
+    else:
+        screen.show(Console(), numbers, outcomes)
+        print(f"files: {folder}")
+    print(last)
+
+
+def _sayer(quiet: bool) -> Say:
+    """Where notes go: stderr, so that stdout holds the result alone; nowhere when quiet."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    return say
+
+
+def _progress(counts: Counts) -> None:
+    """One line that overwrites itself. Plain text: drawing with rich would hold the load loop up for milliseconds."""
+    print(
+        f"\rsent {counts.sent}/{counts.planned}, answered {counts.answered}, failed {counts.failed} ",
+        end="\n" if counts.finished == counts.planned else "",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,71 @@
+"""`llmbench perf`: send a planned load to a serving stack and say how fast it answered, and whether to believe it."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Task(str, Enum):
+    """The contest's two tasks, named as its client names them."""
+
+    SPEED = "1"
+    ACCURACY = "2"
+
+
+def perf(
+    qps: Annotated[float, typer.Option("-X", "--qps", help="Requests per second.")] = 5.0,
+    test_time: Annotated[float, typer.Option("-T", "--test-time", help="Seconds to send for; X * T requests.")] = 10.0,
+    num_requests: Annotated[int | None, typer.Option("-n", "--num-requests", help="Instead of X * T.")] = None,
+    port: Annotated[int, typer.Option("-P", "--port", help="Port on this machine; see --url.")] = 8835,
+    url: Annotated[str | None, typer.Option(help="Without it: --port, or the bundled stack.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("-O", "--out-dir", help="Where result_X_x.json goes as well.")] = None,
+    task: Annotated[Task | None, typer.Option(help="Contest task: 1 is alpaca_5010, 2 is alpaca_521.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Dataset name or file.  [default: alpaca_5010]")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model that counts the tokens to ask for.")] = None,
+    arrivals: Annotated[str, typer.Option(help="contest, poisson, constant or burst.")] = "contest",
+    dialect: Annotated[str, typer.Option(help="HTTP dialect of the server.")] = "contest",
+    data_shape: Annotated[str | None, typer.Option(help="Contest streams: list or object.  [default: list]")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="At most this many requests at once.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the schedule and of the prompts.")] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to ask for, of every request.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that one request may take.")] = 1800.0,
+    plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the launched stack.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine of the launched stack.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file of the launched stack.")] = None,
+    name: Annotated[str, typer.Option(help="Ends the name of the run's folder.")] = "perf",
+    results: Annotated[Path, typer.Option(help="Where the folders of runs are.")] = Path("results"),
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False,
+) -> None:
+    """Measure a serving stack under load. Exit status 0: the run is valid, 3: it is not, 130: it was interrupted."""
+    from llmbench.cli import _perf
+
+    if task is not None and dataset is not None:
+        raise typer.BadParameter("--task already names a dataset; leave one of --task and --dataset out")
+    settings = _perf.Settings(
+        qps=qps,
+        test_time_s=test_time,
+        num_requests=num_requests,
+        url=url,
+        port=port,
+        out_dir=out_dir and str(out_dir),
+        dataset=dataset or ("alpaca_521" if task is Task.ACCURACY else "alpaca_5010"),
+        tokenizer=tokenizer and str(tokenizer),
+        arrivals=arrivals,
+        dialect=dialect,
+        data_shape=data_shape,
+        concurrency=concurrency,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        timeout_s=timeout,
+        plan=plan and str(plan),
+        model=model,
+        engine=engine,
+        config=config and str(config),
+        name=name,
+        results=str(results),
+    )
+    raise typer.Exit(_perf.main(settings, json=json, quiet=quiet))

@@ -1,0 +1,155 @@
+"""The one load loop: pace (the plan's offsets), limit (slots) and stop (count, or an interrupt) in any combination.
+
+Targets are absolute: start + offset. A late request is sent at once and its lateness recorded; the plan is never
+moved to fit.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from llmbench.clock import now_ns
+from llmbench.loadgen._pacer import alarm
+from llmbench.loadgen.client import Client, Exchange
+from llmbench.loadgen.record import Record, Status
+from llmbench.workload.plan import PlannedRequest
+
+_LEAD_NS = 20_000_000  # between the decision to start and the first instant, so that the first request is not late
+_MAX_SENDS_IN_A_ROW = 32  # then the loop may read: a burst must not hold back the stamps of its own first answers
+
+
+class Counts(msgspec.Struct):
+    """How far a run is."""
+
+    planned: int
+    sent: int = 0
+    answered: int = 0
+    failed: int = 0
+    unfinished: int = 0
+
+    @property
+    def finished(self) -> int:
+        return self.answered + self.failed + self.unfinished
+
+    def add(self, status: Status) -> None:
+        """Count one final record."""
+        self.answered += status == "answered"
+        self.failed += status == "failed"
+        self.unfinished += status == "unfinished"
+
+
+class Driver:
+    """Sends a plan through a client; every planned request ends in exactly one record, given to `finished`."""
+
+    def __init__(
+        self,
+        requests: Sequence[PlannedRequest],
+        client: Client,
+        finished: Callable[[Record], None],
+        concurrency: int | None = None,
+        drain_s: float = 5.0,
+    ) -> None:
+        self.counts = Counts(planned=len(requests))
+        self.interrupted = False
+        self._requests = requests
+        self._client = client
+        self._on_finished = finished
+        self._concurrency = concurrency or len(requests)
+        self._drain_s = drain_s
+        self._payloads = [client.prepare(planned.request) for planned in requests]
+        self._next = 0
+        self._waiting: deque[int] = deque()  # due, but all slots are taken
+        self._exchanges: dict[int, Exchange] = {}
+        self._records: list[Record] = []
+
+    async def run(self, start_ns: int | None = None) -> None:
+        """Send everything, wait for everything."""
+        start_ns = start_ns or now_ns() + _LEAD_NS
+        self._records = [_record(planned, start_ns) for planned in self._requests]
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._loop.set_exception_handler(self._broken)
+        self._alarm = alarm(self._loop, self._tick)
+        try:
+            self._alarm.set(self._records[0].due_ns)
+            await self._over
+        finally:
+            self._alarm.close()
+
+    def interrupt(self) -> None:
+        """Send nothing more and wait briefly for what is under way; the second time, do not wait."""
+        first, self.interrupted = not self.interrupted, True
+        unsent = [*self._waiting, *range(self._next, len(self._requests))]
+        self._waiting.clear()
+        self._next = len(self._requests)
+        for index in unsent:
+            self._records[index].reason = "not sent: interrupted"
+            self._settle(self._records[index])
+        if not first:
+            self._abandon()
+        elif not self._over.done():
+            self._loop.call_later(self._drain_s, self._abandon)
+
+    def _tick(self) -> None:
+        """Release what is due, then sleep until the next instant."""
+        for _ in range(_MAX_SENDS_IN_A_ROW):
+            if self._next == len(self._requests):
+                return
+            due_ns = self._records[self._next].due_ns
+            if due_ns > now_ns():
+                break
+            self._next += 1
+            self._release(self._next - 1, due_ns)
+        if self._next < len(self._requests):
+            self._alarm.set(self._records[self._next].due_ns)
+
+    def _release(self, index: int, due_ns: int) -> None:
+        if len(self._exchanges) >= self._concurrency:
+            self._waiting.append(index)
+        else:
+            self._send(index, due_ns)
+
+    def _send(self, index: int, released_ns: int) -> None:
+        record = self._records[index]
+        record.released_ns = released_ns
+        request = self._requests[index].request
+        self.counts.sent += 1
+        self._exchanges[index] = self._client.start(self._payloads[index], request, record, self._finished)
+
+    def _finished(self, record: Record) -> None:
+        del self._exchanges[record.index]
+        if self._waiting:
+            self._send(self._waiting.popleft(), now_ns())
+        self._settle(record)
+
+    def _settle(self, record: Record) -> None:
+        """Count a final record and hand it on."""
+        self.counts.add(record.status)
+        self._on_finished(record)
+        if self.counts.finished == self.counts.planned and not self._over.done():
+            self._over.set_result(None)
+
+    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error inside a callback is ours, or the disk's: it ends the run instead of letting it wait for ever."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and not self._over.done():
+            self._over.set_exception(error)
+        else:
+            loop.default_exception_handler(context)
+
+    def _abandon(self) -> None:
+        for exchange in list(self._exchanges.values()):
+            exchange.give_up("no answer before the interrupted run ended")
+
+
+def _record(planned: PlannedRequest, start_ns: int) -> Record:
+    return Record(
+        index=planned.index,
+        request_id=planned.request.request_id,
+        due_ns=start_ns + round(planned.due_s * 1e9),
+        num_prompt_tokens=planned.num_prompt_tokens,
+        expected_tokens=planned.expected_tokens,
+    )

@@ -1,0 +1,43 @@
+"""What one request leaves behind: its instants on one monotonic clock, and what came of it."""
+
+from typing import Literal
+
+import msgspec
+
+from llmbench.types import FinishReason
+
+Status = Literal["answered", "failed", "unfinished"]
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """One request of a run. Instants are `clock.now_ns`; None where it never came to that.
+
+    due        when the plan wanted it sent
+    released   from when on nothing but ourselves held it back: due, or when a slot became free
+    sent       just before a connection is looked for; the request's bytes were ready before
+    connected  a connection is ready; the same as sent for one that was kept from before
+    first_byte the first read of the response, whatever was in it
+    stamps     the reads that brought tokens, with `tokens` counting how many each brought
+    done       the read that ended the response, or the end of waiting for it
+    """
+
+    index: int
+    request_id: str = ""
+    status: Status = "unfinished"
+    reason: str = ""
+    due_ns: int
+    released_ns: int | None = None
+    sent_ns: int | None = None
+    connected_ns: int | None = None
+    first_byte_ns: int | None = None
+    done_ns: int | None = None
+    stamps_ns: list[int] = []
+    tokens: list[int] = []
+    num_tokens: int = 0
+    num_prompt_tokens: int | None = None
+    expected_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    connection: Literal["", "new", "reused", "retried"] = ""
+    http_status: int = 0
+    token_ids: list[int] = []
+    text: str = ""

@@ -1,0 +1,99 @@
+"""Whether a run may be believed. Each check is one function from the traces to a value, its limit and a way out."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from llmbench.metrics import Trace, per_request, per_run
+from llmbench.metrics.summary import percentile
+
+_LATENESS_SHARE = 0.05  # of the median time to first token
+_LATENESS_FLOOR_S = 0.002  # below it the operating system's own scheduling is the limit
+_RATE_TOLERANCE = 0.02
+
+Verdict = Literal["ok", "failed", "not applicable"]
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One check's outcome; `remedy` says what to do when it failed."""
+
+    name: str
+    value: float | None
+    limit: float | None
+    unit: str
+    verdict: Verdict
+    remedy: str = ""
+
+
+def all_answered(traces: Sequence[Trace]) -> Check:
+    """Requests without an answer; one lost request can hide the slowest one."""
+    lost = sum(trace.status != "answered" for trace in traces)
+    return Check(
+        name="requests without an answer",
+        value=lost,
+        limit=0,
+        unit="",
+        verdict="failed" if lost else "ok",
+        remedy="see the reasons; lower --qps, raise --timeout, or mend the server",
+    )
+
+
+def output_lengths(traces: Sequence[Trace]) -> Check:
+    """Answered requests with another number of tokens than was asked, unless the model itself ended them."""
+    asked = [trace for trace in traces if trace.status == "answered" and trace.expected_tokens is not None]
+    wrong = sum(
+        trace.num_tokens != trace.expected_tokens and trace.finish_reason not in ("eos", "stop") for trace in asked
+    )
+    return Check(
+        name="answers of another length than asked",
+        value=wrong if asked else None,
+        limit=0,
+        unit="",
+        verdict=("failed" if wrong else "ok") if asked else "not applicable",
+        remedy="the server cuts or stretches answers: its times are of other work than planned",
+    )
+
+
+def own_lateness(traces: Sequence[Trace]) -> Check:
+    """99th percentile of sent - released, against 5 % of the median time to first token, at least 2 ms."""
+    late = sorted(value for trace in traces if (value := per_request.lateness.of(trace)) is not None)
+    first = sorted(value for trace in traces if (value := per_request.ttft_from_sent.of(trace)) is not None)
+    limit_s = max(_LATENESS_FLOOR_S, _LATENESS_SHARE * (percentile(first, 50) or 0.0))
+    value_s = percentile(late, 99)
+    return Check(
+        name="own lateness, p99",
+        value=value_s,
+        limit=limit_s,
+        unit="s",
+        verdict="not applicable" if value_s is None else "ok" if value_s <= limit_s else "failed",
+        remedy="the client's machine is too busy: run it on its own cores or host, or lower --qps",
+    )
+
+
+def rate_kept(traces: Sequence[Trace]) -> Check:
+    """|achieved / offered - 1| of the request rate; without meaning where slots hold requests back, or in a burst."""
+    offered, achieved = per_run.offered_rate.of(traces), per_run.achieved_rate.of(traces)
+    held_back = any(per_request.slot_wait.of(trace) for trace in traces)
+    off = None if held_back or offered is None or achieved is None else abs(achieved / offered - 1)
+    return Check(
+        name="request rate off by",
+        value=off,
+        limit=_RATE_TOLERANCE,
+        unit="",
+        verdict="not applicable" if off is None else "ok" if off <= _RATE_TOLERANCE else "failed",
+        remedy="the client could not keep up with the plan: lower --qps",
+    )
+
+
+CHECKS = (all_answered, output_lengths, own_lateness, rate_kept)
+
+
+def check(traces: Sequence[Trace]) -> list[Check]:
+    """All checks of a run."""
+    return [function(traces) for function in CHECKS]
+
+
+def valid(checks: Sequence[Check]) -> bool:
+    """Whether none has failed."""
+    return all(outcome.verdict != "failed" for outcome in checks)

@@ -1,0 +1,94 @@
+"""A run in numbers: counts, run metrics, and the distribution of each per-request metric."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from llmbench.metrics import Trace, per_request, per_run
+
+
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+    """How values are spread. Infinite values (requests without an answer) count in the percentiles, not in the mean.
+
+    Percentiles interpolate linearly between neighbours; one that touches an infinite value is infinite, and so is a
+    maximum. JSON has no infinity: there it is null.
+    """
+
+    num: int
+    num_infinite: int
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    max: float | None
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a run. Times in seconds; names as declared in `per_run` and `per_request`, and `itl`."""
+
+    num_planned: int
+    num_answered: int
+    num_failed: int
+    num_unfinished: int
+    reasons: dict[str, int]
+    """Why requests have no answer, the commonest first."""
+    num_output_tokens: int
+    num_prompt_tokens: int | None
+    run: dict[str, float | None]
+    requests: dict[str, Distribution]
+
+
+def summarise(traces: Sequence[Trace]) -> Summary:
+    """The summary of all traces of a run."""
+    status = Counter(trace.status for trace in traces)
+    answered = [trace for trace in traces if trace.status == "answered"]
+    prompts = [trace.num_prompt_tokens for trace in answered if trace.num_prompt_tokens is not None]
+    distributions = {
+        metric.name: distribution(value for trace in traces if (value := metric.of(trace)) is not None)
+        for metric in per_request.METRICS
+    }
+    distributions["itl"] = distribution(gap for trace in traces for gap in per_request.itl(trace))
+    return Summary(
+        num_planned=len(traces),
+        num_answered=status["answered"],
+        num_failed=status["failed"],
+        num_unfinished=status["unfinished"],
+        reasons=dict(Counter(trace.reason for trace in traces if trace.status != "answered").most_common()),
+        num_output_tokens=sum(trace.num_tokens for trace in answered),
+        num_prompt_tokens=sum(prompts) if len(prompts) == len(answered) else None,
+        run={metric.name: metric.of(traces) for metric in per_run.METRICS},
+        requests=distributions,
+    )
+
+
+def distribution(values: Iterable[float]) -> Distribution:
+    """The spread of some values, infinite ones among them or not."""
+    ordered = sorted(values)
+    finite = [value for value in ordered if math.isfinite(value)]
+    return Distribution(
+        num=len(ordered),
+        num_infinite=len(ordered) - len(finite),
+        mean=math.fsum(finite) / len(finite) if finite else None,
+        p50=percentile(ordered, 50),
+        p90=percentile(ordered, 90),
+        p95=percentile(ordered, 95),
+        p99=percentile(ordered, 99),
+        max=ordered[-1] if ordered else None,
+    )
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float | None:
+    """Linear interpolation at (n - 1) * percent / 100 in ascending values; None when there are none."""
+    if not ordered:
+        return None
+    position = (len(ordered) - 1) * percent / 100
+    low = math.floor(position)
+    share = position - low
+    if share == 0 or ordered[low] == ordered[low + 1]:
+        return ordered[low]
+    if math.isinf(ordered[low + 1]):
+        return math.inf
+    return ordered[low] * (1 - share) + ordered[low + 1] * share

@@ -1,0 +1,115 @@
+"""The files of a run's folder. A file is written aside and renamed, so that it is whole or not there."""
+
+import csv
+import io
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from llmbench import __version__
+from llmbench.clock import seconds, stamp
+from llmbench.errors import InputError
+from llmbench.metrics import Trace, per_request
+from llmbench.metrics.checks import Check, valid
+from llmbench.metrics.summary import Summary
+
+_PACKAGES = ("uvloop", "msgspec", "numpy", "sentencepiece", "mindspore", "mindformers", "torch")
+
+
+def new_folder(results: Path, name: str) -> Path:
+    """Make `results/<when>-<name>`, with a number behind it when there is one already. Raises InputError."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            folder = results / (f"{stamp()}-{name}" + (f"-{number}" if number > 1 else ""))
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise InputError(f"--results {results}: cannot make a folder there ({error.strerror})") from error
+    raise InputError(f"--results {results}: a thousand runs named {name} in one second")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A value as indented JSON; infinite numbers become null."""
+    write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Bytes as a file that is whole or not there."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(data)
+    os.replace(aside, path)
+
+
+def summary(folder: Path, numbers: Summary, checks: Sequence[Check]) -> None:
+    """`summary.json`: the verdict first, then the checks, then the numbers."""
+    verdict = "VALID" if valid(checks) else "INVALID"
+    write_json(folder / "summary.json", {"verdict": verdict, "checks": list(checks), "summary": numbers})
+
+
+def records(folder: Path, traces: Sequence[Trace]) -> None:
+    """`records.csv`: one request per line in the order of the plan; times in seconds, those without a value empty."""
+    lines = io.StringIO()
+    table = csv.writer(lines)
+    names = [metric.name for metric in per_request.METRICS]
+    counts = ("num_prompt_tokens", "num_tokens", "expected_tokens")
+    table.writerow(["index", "status", "reason", "finish_reason", "due_s", "sent_s", "done_s", *counts, *names])
+    start_ns = min((trace.due_ns for trace in traces), default=0)
+    for trace in sorted(traces, key=lambda trace: trace.index):
+        instants = [_since(start_ns, at_ns) for at_ns in (trace.due_ns, trace.sent_ns, trace.done_ns)]
+        numbers = (trace.num_prompt_tokens, trace.num_tokens, trace.expected_tokens)
+        values = [_cell(metric.of(trace)) for metric in per_request.METRICS]
+        what = (trace.index, trace.status, trace.reason, trace.finish_reason)
+        table.writerow([*what, *instants, *numbers, *values])
+    write(folder / "records.csv", lines.getvalue().encode())
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured with: versions and the machine, without its name or its users."""
+    memory = psutil.virtual_memory()
+    return {
+        "llmbench": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "num_cpus": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "memory_total_bytes": memory.total,
+        "memory_available_bytes": memory.available,
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.9g}"
+
+
+def _since(start_ns: int, at_ns: int | None) -> str:
+    return "" if at_ns is None else f"{seconds(start_ns, at_ns):.9f}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
