@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import serve
+from llmbench.cli import acc, perf, serve
 from llmbench.errors import LlmbenchError
 
 INTERRUPTED = 130
@@ -20,6 +20,8 @@ app = typer.Typer(
     "4 inconclusive · 130 interrupted.",
 )
 app.command("serve")(serve.serve)
+app.command("perf")(perf.perf)
+app.add_typer(acc.app, name="acc")
 
 
 def _version(show: bool) -> None:

@@ -106,7 +106,8 @@ def serve(channel: frames.Channel) -> None:
         while (message := channel.receive()) is not None:
             try:
                 if isinstance(message, frames.Step):
-                    assert engine is not None and arena is not None, "a step came before the arena"
+                    assert engine is not None, "a step came before the model"
+                    assert arena is not None, "a step came before the arena"
                     channel.send(frames.Done(engine_ns=run_step(engine, arena.arrays, message, recorder)))
                 elif isinstance(message, frames.Load):
                     engine, recorder = load(message)

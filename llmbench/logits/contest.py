@@ -1,6 +1,6 @@
-"""The contest's dump of logits: one `.npy` file for each checked row, float32, (1, V) in prefill and (1, 1, V) in decode.
+"""The contest's dump of logits: a `.npy` file for each checked row, float32, (1, V) in prefill and (1, 1, V) in decode.
 
-A row is checked when the index of its last input token (prompt with bos, from 0) is divisible by `every`, which was 100.
+A row is checked when the index of its last input token (prompt with bos, from 0) divides by `every`, which was 100.
 The file is `{time}_{sequence}_{index}.npy`, where `sequence` is the first 20 characters of the ids of the whole
 sequence joined: integers in prefill, floats in decode, because the original's decode inputs were concatenated with
 float zeros. `time` is when the request arrived, so that sorting by name keeps the rows of one key in request order at
@@ -157,14 +157,14 @@ def read_dump(folder: Path) -> Dump:
 def read_row(path: Path) -> Float32:
     """One row as float32 [V]; the prefill and decode shapes both. Raises InputError naming what is wrong."""
     try:
-        values = np.load(path, allow_pickle=False)
+        values: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path.name}: cannot be read as an array ({_reason(error)})") from error
     if values.ndim not in (2, 3) or values.size != values.shape[-1] or values.size == 0:
         raise InputError(f"{path.name}: expected shape (1, V) or (1, 1, V), found {values.shape}")
     if values.dtype.kind != "f":
         raise InputError(f"{path.name}: expected floating-point values, found {values.dtype}")
-    return values.reshape(-1).astype(np.float32)
+    return values.astype(np.float32).reshape(-1)
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,7 @@ from collections import deque
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens. Given out first in, first out, so that old blocks stay cold longest."""
+    """`num_blocks` blocks of `block_size` tokens, handed out first in, first out."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks

@@ -90,7 +90,7 @@ def _check(built: ServeConfig, source: str) -> None:
         "kv_cache.block_size": cache.block_size,
         "kv_cache.num_blocks": cache.num_blocks,
         "threads": built.threads,
-        "capture.every": built.capture and built.capture.every,
+        "capture.every": built.capture.every if built.capture else None,
     }
     for key, value in positive.items():
         if value is not None and value < 1:

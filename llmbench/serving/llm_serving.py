@@ -160,7 +160,9 @@ def _limits(file: _File) -> dict[str, Any]:
 
 def _kv_cache(file: _File) -> dict[str, Any]:
     if not file.get("model_config.page_attention", False):
-        file.notes.append("model_config.page_attention: false asks for one slot per sequence; the cache is paged anyway")
+        file.notes.append(
+            "model_config.page_attention: false asks for one slot per sequence; the cache is paged anyway"
+        )
         return {}
     if file.get("pa_config.decode_seq_length") is not None:
         file.notes.append("pa_config.decode_seq_length has no effect: block tables are as wide as the longest sequence")

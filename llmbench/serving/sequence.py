@@ -52,4 +52,3 @@ class Sequence:
         if token_id in self.eos_ids and not self.sampling.ignore_eos:
             return "eos"
         return "length" if len(self.output_ids) >= self.max_new_tokens else None
-

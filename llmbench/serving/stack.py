@@ -199,7 +199,7 @@ def _load(config: ServeConfig) -> frames.Load:
             max_batch=config.limits.max_batch,
             threads=config.threads,
         ),
-        capture=config.capture and frames.Capture(folder=config.capture.folder, every=config.capture.every),
+        capture=frames.Capture(folder=config.capture.folder, every=config.capture.every) if config.capture else None,
     )
 
 

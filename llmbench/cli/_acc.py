@@ -1,0 +1,135 @@
+"""What the `acc` commands do: launch a capturing stack, replay, compare, print."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from llmbench import protocols
+from llmbench.accuracy import compare as comparing
+from llmbench.accuracy import replay
+from llmbench.cli._progress import overwrite
+from llmbench.errors import InputError
+from llmbench.logits import contest
+from llmbench.report import files
+from llmbench.serving.launch import launched
+from llmbench.tokenizer import Tokenizer, embedded_path
+from llmbench.workload import datasets
+
+_EXIT: dict[comparing.Verdict, int] = {"passed": 0, "failed": 1, "not comparable": 3}
+_SHOWN = 10
+
+
+class Stack(msgspec.Struct, frozen=True, kw_only=True):
+    """The stack to launch; None takes its own defaults."""
+
+    model: str | None
+    engine: str | None
+    config: Path | None
+    tokenizer: Path | None
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What is sent to it."""
+
+    num_requests: int
+    concurrency: int
+    dataset: str
+
+
+def check(base: Path, load: Load, stack: Stack, every: int | None, results: Path, json: Path | None) -> int:
+    """Replay, compare with the base, print; the exit status."""
+    base_dump = contest.read_dump(base)
+    every = every or (base_dump.header.every if base_dump.header else contest.EVERY)
+    folder = files.new_folder(results, "acc")
+    _capture(folder / "file_npy", load, stack, every, folder / "journal.jsonl")
+    status = compare_folders(base, folder / "file_npy", json)
+    print(f"files: {folder}")
+    return status
+
+
+def dump(out: Path, load: Load, stack: Stack, every: int) -> None:
+    """Replay and keep the logits in a folder. Raises InputError when there is something in it already."""
+    if contest.manifest_path(out).exists() or (out.exists() and any(out.iterdir())):
+        raise InputError(
+            f"-o {out}: there is a dump already; remove it and {contest.manifest_path(out).name}, or choose another"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        _capture(out, load, stack, every, Path(scratch) / "journal.jsonl")
+    written = contest.read_dump(out)
+    _say(f"base: {len(written.files)} rows of {load.num_requests} requests in {out}")
+    if not written.files:
+        raise InputError(f"no answer is long enough to reach an index divisible by {every}: take a smaller --every")
+
+
+def compare_folders(base: Path, new: Path, json: Path | None) -> int:
+    """Compare, print; the exit status."""
+    comparison = comparing.compare(contest.read_dump(base), contest.read_dump(new))
+    if json is not None:
+        files.write_json(json, {"verdict": comparison.verdict, **msgspec.to_builtins(comparison)})
+    show(Console(), comparison, base, new)
+    return _EXIT[comparison.verdict]
+
+
+def show(console: Console, comparison: comparing.Comparison, base: Path, new: Path) -> None:
+    """Verdict first, then what it rests on, then the worst and the first of what is wrong."""
+    verdict = comparison.verdict
+    console.print(Text(f"accuracy {verdict.upper()}", style="bold green" if verdict == "passed" else "bold red"))
+    console.print(
+        f"rows: {comparison.num_compared} compared, {comparison.num_failed} outside the contest's tolerance "
+        f"(|new - base| <= {comparing.ATOL:g} + {comparing.RTOL:g} |base|), joined by {comparison.joined_by}; "
+        f"{comparison.num_base} in {base}, {comparison.num_new} in {new}",
+        soft_wrap=True,
+    )
+    if comparison.num_compared:
+        console.print(
+            f"difference: at most {comparison.max_difference:.3g}, {comparison.mean_difference:.3g} on average; "
+            f"{comparison.num_tokens_differ} rows choose another token"
+        )
+    if comparison.batch_sizes is not None:
+        console.print(
+            "new rows were computed in batches of {} to {}, median {}".format(*_low_high_median(comparison.batch_sizes))
+        )
+    if comparison.worst is not None:
+        console.print(Text(f"worst: {comparing.explain(comparison.worst)}"), soft_wrap=True)
+    for finding in comparison.findings[:_SHOWN]:
+        console.print(
+            Text.assemble(("  ", ""), (finding.kind, "red"), f": {finding.file}: {finding.message}"), soft_wrap=True
+        )
+    if len(comparison.findings) > _SHOWN:
+        console.print(f"  and {len(comparison.findings) - _SHOWN} more; all of them with --json FILE")
+
+
+def _low_high_median(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    return sizes[0], sizes[2], sizes[1]
+
+
+def _capture(folder: Path, load: Load, stack: Stack, every: int, journal: Path) -> None:
+    """Launch a stack that captures into a folder, send it the requests."""
+    dataset = datasets.load(load.dataset)
+    _say(f"dataset: {dataset.path}{'' if dataset.real else ', a stand-in'}")
+    tokenizer = Tokenizer.from_file(stack.tokenizer or embedded_path())
+    plan = replay.plan(dataset.samples, dataset.name, load.num_requests, tokenizer)
+    given: dict[str, str | None] = {
+        "--model": stack.model,
+        "--engine": stack.engine,
+        # a model that brings a tokenizer keeps its own
+        "--tokenizer": str(stack.tokenizer.absolute()) if stack.tokenizer else None,
+        "--capture": str(folder.absolute()),
+        "--capture-every": str(every),
+    }
+    flags = [word for flag, value in given.items() if value is not None for word in (flag, value)]
+    with launched([*flags, *([str(stack.config)] if stack.config else [])]) as server:
+        _say(
+            f"stack: {server.url}; {load.num_requests} requests, {load.concurrency} at once; "
+            f"rows whose index divides by {every}"
+        )
+        progress = overwrite if sys.stderr.isatty() else None
+        replay.replay(plan, server.url, protocols.get("contest"), load.concurrency, journal, progress)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
