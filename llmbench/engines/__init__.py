@@ -29,12 +29,15 @@ SAMPLING = np.dtype(
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`num_blocks` None lets the engine choose from the model and the free memory; `threads` None uses every core."""
+    """`num_blocks` None lets the engine choose from the model and the free memory; `threads` None uses every core;
+    `step_time_s` is how long a step of the stub takes, other engines take the time they need.
+    """
 
     num_blocks: int | None = None
     block_size: int = 16
     max_batch: int = 64
     threads: int | None = None
+    step_time_s: float = 0.0
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
