@@ -1,0 +1,68 @@
+# Two commands on a fresh machine with Python, git and make: `make demo`, `make test`.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# Plain `torch` would bring several GB of CUDA packages on Linux; this release has a CPU build.
+TORCH ?= torch==2.13.0
+
+CORE := $(VENV)/.core
+TEST := $(VENV)/.test
+ORACLE := $(VENV)/.oracle
+DEV := $(VENV)/.dev
+
+.PHONY: help demo test test-all check format clean
+
+help:
+	@echo "make demo      set up, then the main job on the embedded model: load, latencies, accuracy"
+	@echo "make test      set up, then the tests"
+	@echo "make test-all  the tests that compare with torch and transformers as well"
+	@echo "make check     ruff and mypy"
+	@echo "make format    let ruff format the code"
+
+$(CORE): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(TEST): $(CORE)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(ORACLE): $(TEST)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[test,oracle]'
+	@touch $@
+
+$(DEV): $(TEST)
+	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
+	@touch $@
+
+demo: $(CORE)
+	@echo
+	@echo "== 1. load: 60 requests, Poisson arrivals at 6 per second, against the bundled stack"
+	$(BIN)/llmbench perf -X 6 -T 10 --results results
+	@echo
+	@echo "== 2. accuracy: base logits one request at a time, then the same requests 16 at once"
+	rm -rf results/demo-base results/demo-base.manifest.jsonl
+	$(BIN)/llmbench acc dump -o results/demo-base -n 40 --every 10
+	$(BIN)/llmbench acc --base results/demo-base -n 40 --concurrency 16
+
+test: $(TEST)
+	$(BIN)/python -m pytest -m "not oracle"
+
+test-all: $(ORACLE)
+	$(BIN)/python -m pytest
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
