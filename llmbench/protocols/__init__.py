@@ -34,14 +34,37 @@ class HttpResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What the management routes of a dialect may tell about the server."""
+    """What a dialect may know about the server it speaks for."""
 
     model_name: str
     model_dtype: str
+    vocab_size: int
     max_model_len: int
     max_batch: int
+    max_tokens_per_step: int
+    max_waiting: int
     num_running: int
     num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    block_size: int
+    ready: bool
+
+
+class Host(Protocol):
+    """The server as a dialect sees it."""
+
+    def status(self) -> Status:
+        """How it is now."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text, the begin-of-sequence id in front."""
+        ...
+
+    def detokenize(self, ids: list[int]) -> str:
+        """The text of ids."""
+        ...
 
 
 class Decoder(Protocol):
@@ -57,14 +80,19 @@ class Decoder(Protocol):
 
 
 class Reply(Protocol):
-    """The server's side of one answer: holds what the dialect must remember between the pieces."""
+    """The server's side of one HTTP answer: holds what the dialect must remember between the pieces."""
 
-    request: Request
+    requests: tuple[Request, ...]
+    """What is asked: one, or several where the dialect takes a list of prompts."""
+    stream: bool
     headers: tuple[tuple[str, str], ...]
     """Of the response that `render` fills."""
 
-    def render(self, delta: Delta) -> list[bytes]:
-        """What to send for one piece; each item is one HTTP chunk. An answer that is not streamed comes at the end."""
+    def render(self, delta: Delta, index: int = 0) -> list[bytes]:
+        """What to send for one piece of request `index`; each item is one HTTP chunk.
+
+        An answer that is not streamed comes when the last request has its last piece.
+        """
         ...
 
     def refuse(self, error: LlmbenchError) -> HttpResponse:
@@ -77,13 +105,13 @@ class Reply(Protocol):
 
 
 class Dialect(Protocol):
-    """Both halves of one HTTP dialect."""
+    """Both halves of one HTTP dialect. Paths may have variable segments, `/v2/models/{model}/generate`."""
 
     name: str
     posts: Sequence[str]
     """Paths that generation requests are posted to."""
-    gets: Sequence[str]
-    """Paths of the management routes."""
+    others: Sequence[tuple[str, str]]
+    """Method and path of the management routes."""
 
     def encode(self, request: Request) -> HttpRequest:
         """The HTTP request that asks for this, as the dialect's own client would send it."""
@@ -93,15 +121,19 @@ class Dialect(Protocol):
         """A decoder for the response of status 200; `headers` have lower-case names."""
         ...
 
-    def parse(self, path: str, body: bytes, headers: Mapping[str, str]) -> Reply:
-        """Read a posted request. Raises RequestError when it is wrong."""
+    def wants(self, path: str, body: bytes) -> bool:
+        """Whether a posted body is in this dialect; asked only for a path that several dialects share."""
+        ...
+
+    def parse(self, path: str, body: bytes, headers: Mapping[str, str], status: Status) -> Reply:
+        """Read a posted request; `headers` have lower-case names. Raises RequestError when it is wrong."""
         ...
 
     def reject(self, error: LlmbenchError) -> HttpResponse:
         """The response to a request that `parse` refused: there is no Reply yet."""
         ...
 
-    def answer(self, path: str, status: Status) -> HttpResponse:
+    def answer(self, method: str, path: str, body: bytes, host: Host) -> HttpResponse:
         """The response of a management route."""
         ...
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from llmbench.errors import AgentDied, ConfigError, LlmbenchError, PromptEmpty, PromptTooLong, RequestError
-from llmbench.protocols import HttpRequest, HttpResponse, Status
+from llmbench.protocols import Host, HttpRequest, HttpResponse, Status
 from llmbench.types import Delta, FinishReason, Request, Sampling
 
 DataShape = Literal["list", "object"]
@@ -31,12 +31,12 @@ _TOP_K_CEILING = 100  # what the sampler of the original cuts top_k to
 
 
 def dialect(
-    data_shape: DataShape = "list", drop_last_token: bool = True, vocab_size: int = 32_000, docker_label: str = ""
+    data_shape: DataShape = "list", drop_last_token: bool = True, docker_label: str = ""
 ) -> "Contest":
-    """The contest dialect; `vocab_size` bounds a valid top_k. Raises ConfigError for an unknown `data_shape`."""
+    """The contest dialect. Raises ConfigError for an unknown `data_shape`."""
     if data_shape not in get_args(DataShape):
         raise ConfigError(f"data_shape: must be list or object, got {data_shape!r}")
-    return Contest(data_shape, drop_last_token, vocab_size, docker_label)
+    return Contest(data_shape, drop_last_token, docker_label)
 
 
 class Contest:
@@ -46,16 +46,21 @@ class Contest:
     posts: Sequence[str] = tuple(
         f"/models/{model}{tail}" for model in ("llama2", "internlm") for tail in ("", "/generate", "/generate_stream")
     )
-    gets: Sequence[str] = ("/serving/get_bs", "/serving/get_request_numbers", "/serving/get_serverd_model_info")
+    others: Sequence[tuple[str, str]] = (
+        ("GET", "/serving/get_bs"),
+        ("GET", "/serving/get_request_numbers"),
+        ("GET", "/serving/get_serverd_model_info"),
+    )
 
-    def __init__(self, data_shape: DataShape, drop_last_token: bool, vocab_size: int, docker_label: str) -> None:
+    def __init__(self, data_shape: DataShape, drop_last_token: bool, docker_label: str) -> None:
         self.data_shape = data_shape
         self.drop_last_token = drop_last_token
-        self.vocab_size = vocab_size
         self.docker_label = docker_label
 
     def encode(self, request: Request) -> HttpRequest:
         """The original client's body, its string booleans included; without its `Connection: close`."""
+        if not isinstance(request.prompt, str):
+            raise RequestError("the contest dialect takes a prompt as text only, not as token ids")
         parameters: dict[str, Any] = {}
         if request.max_new_tokens is not None:
             parameters["max_new_tokens"] = request.max_new_tokens
@@ -79,7 +84,11 @@ class Contest:
         """Reads streams and whole answers of either `data` shape, framed as SSE or bare."""
         return ContestDecoder()
 
-    def parse(self, path: str, body: bytes, headers: Mapping[str, str]) -> "ContestReply":
+    def wants(self, path: str, body: bytes) -> bool:
+        """These paths are the contest's alone."""
+        return True
+
+    def parse(self, path: str, body: bytes, headers: Mapping[str, str], status: Status) -> "ContestReply":
         """Read a body as pydantic 1 read it: strings are coerced, unknown keys ignored. Raises RequestError."""
         fields = _object(body)
         inputs = _field(fields, "inputs", _as_str, where="inputs")
@@ -89,7 +98,7 @@ class Contest:
         request = Request(
             prompt=inputs,
             max_new_tokens=_new_tokens(values["max_new_tokens"]),
-            sampling=_sampling(values, self.vocab_size),
+            sampling=_sampling(values, status.vocab_size),
             stream=stream,
             request_id=headers.get("x-request-id", ""),
         )
@@ -103,8 +112,9 @@ class Contest:
             return HttpResponse(status=422, body=json.dumps({"detail": detail}).encode())
         return HttpResponse(status=error.http_status, body=json.dumps({"detail": str(error)}).encode())
 
-    def answer(self, path: str, status: Status) -> HttpResponse:
+    def answer(self, method: str, path: str, body: bytes, host: Host) -> HttpResponse:
         """The three management routes; unlike the streams these are real SSE events."""
+        status = host.status()
         if path.endswith("model_info"):
             # "max_total_tokens" is the batch size in the original too
             text = json.dumps(
@@ -140,7 +150,8 @@ class ContestReply:
     """One answer on the server's side: the pieces so far, because the last event repeats them all."""
 
     def __init__(self, request: Request, dialect: Contest, *, sse: bool, full_text: bool) -> None:
-        self.request = request
+        self.requests = (request,)
+        self.stream = request.stream
         self._dialect = dialect
         self._sse = sse
         self._full_text = full_text
@@ -149,7 +160,7 @@ class ContestReply:
         stream_headers = _STREAM_HEADERS if sse else _PLAIN_HEADERS
         self.headers: tuple[tuple[str, str], ...] = stream_headers if request.stream else _JSON_HEADERS
 
-    def render(self, delta: Delta) -> list[bytes]:
+    def render(self, delta: Delta, index: int = 0) -> list[bytes]:
         """One line for each token, and after the last one the whole answer."""
         last = delta.finish_reason is not None
         events = []
@@ -159,7 +170,7 @@ class ContestReply:
             text = delta.text if i == len(delta.token_ids) - 1 else ""
             self._num_generated += 1
             events.append(self._token("" if is_last and self._dialect.drop_last_token else text, token_id, logit))
-        lines = [self._line(event) for event in events] if self.request.stream else []
+        lines = [self._line(event) for event in events] if self.stream else []
         return lines + (self._end(str(delta.finish_reason)) if last else [])
 
     def refuse(self, error: LlmbenchError) -> HttpResponse:
@@ -172,7 +183,7 @@ class ContestReply:
         """The error as one more token, then the end."""
         text, reason, token_id = _known(error) or _FAILED
         event = self._token(text, token_id, 0.0, special=False)
-        return ([self._line(event)] if self.request.stream else []) + self._end(reason)
+        return ([self._line(event)] if self.stream else []) + self._end(reason)
 
     def _token(self, text: str, token_id: int, logit: float, special: bool | None = None) -> dict[str, Any]:
         special = text == "" if special is None else special
@@ -192,7 +203,7 @@ class ContestReply:
             "top_tokens": [self._tokens[:1]],
             "details": None,
         }
-        if not self.request.stream:
+        if not self.stream:
             return [_dump(whole)]
         if not self._full_text:
             return []

@@ -29,8 +29,9 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The bundled stack.
 
     `model` is `embedded`, `random:PRESET` or a folder; `tokenizer` is used by models that bring none; `pad_id` inside
-    a prompt is refused, as the contest's stack did; `threads` of the engine, None for all cores; `agent_port` 0 takes
-    a free one. `dialects` holds the options of HTTP dialects by name.
+    a prompt is refused, as the contest's stack did; `eos_ids` None takes the model's; `model_dtype` is what the info
+    routes say, None for the engine's; `threads` of the engine, None for all cores; `agent_port` 0 takes a free one.
+    `dialects` holds the options of HTTP dialects by name.
     """
 
     model: str = "embedded"
@@ -43,6 +44,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     agent_port: int = 0
     threads: int | None = None
     pad_id: int | None = 0
+    eos_ids: tuple[int, ...] | None = None
+    model_dtype: str | None = None
     limits: Limits = Limits()
     kv_cache: KvCache = KvCache()
     dialects: dict[str, dict[str, Any]] = {}

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from llmbench.errors import LlmbenchError, Overloaded, PromptEmpty
@@ -15,19 +16,30 @@ _DEFAULT_NEW_TOKENS = 300  # as the contest's stack
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
-    """What a waiting HTTP handler holds: the pieces of its answer arrive here, an error ends it."""
+class Mailbox:
+    """What a waiting HTTP handler holds: the pieces of its answers arrive here, with the index of the request."""
 
-    sequence: Sequence
-    detokenizer: Detokenizer
-    pieces: "asyncio.Queue[Delta | LlmbenchError]" = field(default_factory=asyncio.Queue)
+    pieces: "asyncio.Queue[tuple[int, Delta | LlmbenchError]]" = field(default_factory=asyncio.Queue)
+    sequences: list[Sequence] = field(default_factory=list)
 
-    async def next(self) -> Delta:
-        """The next piece. Raises the error that ended the request."""
-        piece = await self.pieces.get()
+    async def next(self) -> tuple[int, Delta]:
+        """The next piece. Raises the error that ended a request."""
+        index, piece = await self.pieces.get()
         if isinstance(piece, LlmbenchError):
             raise piece
-        return piece
+        return index, piece
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """A request under way: where its pieces go."""
+
+    mailbox: Mailbox
+    index: int
+    detokenizer: Detokenizer
+
+    def put(self, piece: Delta | LlmbenchError) -> None:
+        self.mailbox.pieces.put_nowait((self.index, piece))
 
 
 class Frontend:
@@ -46,12 +58,27 @@ class Frontend:
         self._eos_ids = eos_ids
         self._pad_id = pad_id
         self._wake = wake
-        self._tickets: dict[Sequence, Ticket] = {}
+        self._tickets: dict[Sequence, _Ticket] = {}
         self._last_arrival_s = 0.0
 
-    def submit(self, request: Request) -> Ticket:
-        """Queue a request. Raises PromptEmpty, PromptTooLong or Overloaded: a refused request is answered at once."""
-        prompt_ids = self._tokenizer.encode(request.prompt)
+    def submit(self, requests: Iterable[Request]) -> Mailbox:
+        """Queue the requests of one HTTP request.
+
+        Raises PromptEmpty, PromptTooLong or Overloaded, and then none is queued: a refused request is answered at once.
+        """
+        mailbox = Mailbox()
+        try:
+            for index, request in enumerate(requests):
+                self._submit(request, mailbox, index)
+        except LlmbenchError:
+            self.cancel(mailbox)
+            raise
+        self._wake.set()
+        return mailbox
+
+    def _submit(self, request: Request, mailbox: Mailbox, index: int) -> None:
+        prompt = request.prompt
+        prompt_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not prompt_ids or self._pad_id in prompt_ids:
             raise PromptEmpty(f"the prompt has no tokens, or the padding id {self._pad_id} among them")
         if len(self._scheduler.waiting) >= self._scheduler.limits.max_waiting:
@@ -66,14 +93,14 @@ class Frontend:
             arrival_s=self._arrival_s(),
         )
         self._scheduler.add(sequence)
-        ticket = self._tickets[sequence] = Ticket(sequence, Detokenizer(self._tokenizer))
-        self._wake.set()
-        return ticket
+        self._tickets[sequence] = _Ticket(mailbox, index, Detokenizer(self._tokenizer))
+        mailbox.sequences.append(sequence)
 
-    def cancel(self, ticket: Ticket) -> None:
-        """The client has gone: its blocks are free at once. Nothing happens when the answer was complete."""
-        if self._tickets.pop(ticket.sequence, None):
-            self._scheduler.cancel(ticket.sequence)
+    def cancel(self, mailbox: Mailbox) -> None:
+        """The client has gone: its blocks are free at once. Nothing happens when the answers were complete."""
+        for sequence in mailbox.sequences:
+            if self._tickets.pop(sequence, None):
+                self._scheduler.cancel(sequence)
 
     def deliver(self, emissions: list[Emission]) -> None:
         """Detokenise a step's tokens and hand them to those who wait for them."""
@@ -85,16 +112,14 @@ class Frontend:
             if reason is not None:
                 text += ticket.detokenizer.flush()
                 del self._tickets[sequence]
-            ticket.pieces.put_nowait(
-                Delta(text=text, token_ids=(token_id,), logits=(logit,), num_tokens=1, finish_reason=reason)
-            )
+            ticket.put(Delta(text=text, token_ids=(token_id,), logits=(logit,), num_tokens=1, finish_reason=reason))
 
     def fail(self, sequences: list[Sequence], error: LlmbenchError) -> None:
         """End these requests with an error."""
         for sequence in sequences:
             ticket = self._tickets.pop(sequence, None)
             if ticket is not None:
-                ticket.pieces.put_nowait(error)
+                ticket.put(error)
 
     def fail_all(self, error: LlmbenchError) -> None:
         """End every request, also those that wait."""

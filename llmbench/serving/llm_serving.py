@@ -21,12 +21,10 @@ _UNUSED = {
     "model_config.batch_waiting_time": "the original never read it",
     "model_config.decode_batch_waiting_time": "the original never read it",
     "model_config.current_index": "the original's kbk backend ignored it",
-    "model_config.model_dtype": "the original used it for the model-info route only; the engine's own dtype is told",
     "model_config.model_path": "graphs of the ge backend are not loaded",
     "model_config.backend": "the engine is chosen with `engine`",
     "model_config.model_cfg_path": "the model is chosen with --model",
     "model_config.vocab_size": "the model's own vocabulary is used",
-    "model_config.end_token": "the model's own end-of-sequence ids are used",
     "serving_config.server_ip": "the original never read it; bind elsewhere with --host",
     "serving_config.start_device_id": "this engine runs on the CPU",
     "serving_config.prefill_batch_waiting_time": "prompts are batched without waiting",
@@ -36,7 +34,7 @@ _UNUSED = {
 _READ = {
     "model_config": (
         "model_name", "max_generate_length", "seq_length", "prefill_batch_size", "decode_batch_size",
-        "batching_strategy", "page_attention", "pad_token_id",
+        "batching_strategy", "page_attention", "pad_token_id", "end_token", "model_dtype",
     ),
     "serving_config": ("agent_ports", "agent_ip", "server_port"),
     "pa_config": ("num_blocks", "block_size", "decode_seq_length"),
@@ -65,6 +63,8 @@ def translate(values: dict[str, Any], source: str, model: str | None) -> tuple[d
         "agent_host": _loopback(file.text("serving_config.agent_ip", "localhost")),
         "agent_port": _agent_port(file),
         "pad_id": file.integer("model_config.pad_token_id", 0),
+        "eos_ids": [file.integer("model_config.end_token")],
+        "model_dtype": file.text("model_config.model_dtype") or None,  # for the model-info route, as in the original
         "limits": _limits(file),
         "kv_cache": _kv_cache(file),
     }

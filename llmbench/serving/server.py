@@ -2,14 +2,13 @@
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
 from llmbench.errors import LlmbenchError, ServingError
-from llmbench.protocols import Dialect, HttpResponse, Reply, Status
-from llmbench.serving.frontend import Frontend, Ticket
-from llmbench.types import Delta
+from llmbench.protocols import Dialect, Host, HttpResponse, Reply
+from llmbench.serving.frontend import Frontend, Mailbox
 
 _log = logging.getLogger(__name__)
 
@@ -17,19 +16,21 @@ _MAX_BODY_BYTES = 16 << 20
 _LAST_WORDS_S = 2.0  # for answers that end with an error because the server stops
 
 
-def application(
-    dialects: list[Dialect], frontend: Frontend, status: Callable[[], Status], ready: Callable[[], bool]
-) -> web.Application:
+def application(dialects: list[Dialect], frontend: Frontend, host: Host) -> web.Application:
     """The routes of all dialects."""
     app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    posts: dict[str, list[Dialect]] = {}
     for dialect in dialects:
         for path in dialect.posts:
-            app.router.add_post(path, _post_handler(dialect, frontend))
-        for path in dialect.gets:
-            app.router.add_get(path, _get_handler(dialect, status))
+            posts.setdefault(path, []).append(dialect)
+        for method, path in dialect.others:
+            app.router.add_route(method, path, _other_handler(dialect, host))
+    for path, speakers in posts.items():
+        app.router.add_post(path, _post_handler(speakers, frontend, host))
 
     async def health(_: web.Request) -> web.Response:
-        return web.Response(text="ready\n") if ready() else web.Response(text="the agent is starting\n", status=503)
+        ready = host.status().ready
+        return web.Response(text="ready\n" if ready else "the agent is starting\n", status=200 if ready else 503)
 
     app.router.add_get("/health", health)
     return app
@@ -38,51 +39,51 @@ def application(
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _post_handler(dialect: Dialect, frontend: Frontend) -> _Handler:
+def _post_handler(speakers: list[Dialect], frontend: Frontend, host: Host) -> _Handler:
     async def handle(http: web.Request) -> web.StreamResponse:
         body = await http.read()
         headers = {name.lower(): value for name, value in http.headers.items()}
+        dialect = next((each for each in speakers[:-1] if each.wants(http.path, body)), speakers[-1])
         try:
-            reply = dialect.parse(http.path, body, headers)
+            reply = dialect.parse(http.path, body, headers, host.status())
         except LlmbenchError as error:
             return _whole(dialect.reject(error))
         try:
-            ticket = frontend.submit(reply.request)
+            mailbox = frontend.submit(reply.requests)
         except LlmbenchError as error:
             return _whole(reply.refuse(error))
         try:
-            return await _answer(http, reply, ticket)
+            return await _answer(http, reply, mailbox)
         finally:
-            frontend.cancel(ticket)  # does nothing after a complete answer
+            frontend.cancel(mailbox)  # does nothing after a complete answer
 
     return handle
 
 
-def _get_handler(dialect: Dialect, status: Callable[[], Status]) -> _Handler:
+def _other_handler(dialect: Dialect, host: Host) -> _Handler:
     async def handle(http: web.Request) -> web.StreamResponse:
-        return _whole(dialect.answer(http.path, status()))
+        return _whole(dialect.answer(http.method, http.path, await http.read(), host))
 
     return handle
 
 
-async def _answer(http: web.Request, reply: Reply, ticket: Ticket) -> web.StreamResponse:
+async def _answer(http: web.Request, reply: Reply, mailbox: Mailbox) -> web.StreamResponse:
     """Wait for the pieces and send them; what the status is shows with the first one."""
+    chunks = _chunks(reply, mailbox)
     try:
-        delta = await ticket.next()
-        if not reply.request.stream:
-            return await _answer_at_once(reply, ticket, delta)
+        first = await anext(chunks, b"")
+        if not reply.stream:
+            body = first + b"".join([chunk async for chunk in chunks])
+            return web.Response(body=body, headers=dict(reply.headers))
     except LlmbenchError as error:
         return _whole(reply.refuse(error))
     response = web.StreamResponse(headers=dict(reply.headers))
     response.enable_chunked_encoding()
     await response.prepare(http)
     try:
-        while True:
-            for chunk in reply.render(delta):
-                await response.write(chunk)
-            if delta.finish_reason is not None:
-                break
-            delta = await ticket.next()
+        await response.write(first)
+        async for chunk in chunks:
+            await response.write(chunk)
     except LlmbenchError as error:
         for chunk in reply.abort(error):
             await response.write(chunk)
@@ -90,12 +91,14 @@ async def _answer(http: web.Request, reply: Reply, ticket: Ticket) -> web.Stream
     return response
 
 
-async def _answer_at_once(reply: Reply, ticket: Ticket, delta: Delta) -> web.Response:
-    chunks = reply.render(delta)
-    while delta.finish_reason is None:
-        delta = await ticket.next()
-        chunks += reply.render(delta)
-    return web.Response(body=b"".join(chunks), headers=dict(reply.headers))
+async def _chunks(reply: Reply, mailbox: Mailbox) -> AsyncIterator[bytes]:
+    """What the dialect sends, until every request has ended. Raises the error that ended one."""
+    num_open = len(reply.requests)
+    while num_open:
+        index, delta = await mailbox.next()
+        for chunk in reply.render(delta, index):
+            yield chunk
+        num_open -= delta.finish_reason is not None
 
 
 def _whole(response: HttpResponse) -> web.Response:

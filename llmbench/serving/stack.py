@@ -109,21 +109,11 @@ async def started(config: ServeConfig) -> AsyncIterator[Running]:
     max_model_len = _max_model_len(config, agent.loaded)
     wake = asyncio.Event()
     scheduler = Scheduler(config.limits, BlockPool(capacity.num_blocks, capacity.block_size), max_model_len)
-    frontend = Frontend(scheduler, tokenizer, frozenset(model.config.eos_ids), config.pad_id, wake)
+    eos_ids = model.config.eos_ids if config.eos_ids is None else config.eos_ids
+    frontend = Frontend(scheduler, tokenizer, frozenset(eos_ids), config.pad_id, wake)
     loop = StepLoop(scheduler, frontend, agent, start_agent, wake)
-    name = config.model_name or model.name
-
-    def status() -> Status:
-        return Status(
-            model_name=name,
-            model_dtype=agent.loaded.dtype,
-            max_model_len=max_model_len,
-            max_batch=config.limits.max_batch,
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-        )
-
-    app = server.application(open_dialects(config, model), frontend, status, lambda: loop.ready)
+    host = _Host(config, model, tokenizer, scheduler, loop)
+    app = server.application(open_dialects(config), frontend, host)
     stepping = asyncio.create_task(loop.run())
     stepping.add_done_callback(_crashed)
     runner = await server.listen(app, sockets)
@@ -131,7 +121,7 @@ async def started(config: ServeConfig) -> AsyncIterator[Running]:
         host, port = sockets[0].getsockname()[:2]
         yield Running(
             url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
-            model=name,
+            model=config.model_name or model.name,
             engine=agent.loaded.engine,
             dtype=agent.loaded.dtype,
             max_batch=config.limits.max_batch,
@@ -146,6 +136,43 @@ async def started(config: ServeConfig) -> AsyncIterator[Running]:
         frontend.fail_all(ServingError("the server is stopping"))
         await runner.cleanup()
         await loop.close()
+
+
+class _Host:
+    """The server as its dialects see it."""
+
+    def __init__(
+        self, config: ServeConfig, model: Model, tokenizer: Tokenizer, scheduler: Scheduler, loop: StepLoop
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._loop = loop
+
+    def status(self) -> Status:
+        scheduler, limits = self._scheduler, self._config.limits
+        return Status(
+            model_name=self._config.model_name or self._model.name,
+            model_dtype=self._config.model_dtype or self._loop.agent.loaded.dtype,
+            vocab_size=self._model.config.vocab_size,
+            max_model_len=scheduler.max_model_len,
+            max_batch=limits.max_batch,
+            max_tokens_per_step=limits.max_tokens_per_step,
+            max_waiting=limits.max_waiting,
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=scheduler.pool.num_blocks,
+            num_free_blocks=scheduler.pool.num_free,
+            block_size=scheduler.pool.block_size,
+            ready=self._loop.ready,
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    def detokenize(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
 
 
 def open_tokenizer(model: Model, given: str | None) -> Tokenizer:
@@ -172,19 +199,18 @@ def open_tokenizer(model: Model, given: str | None) -> Tokenizer:
     return tokenizer
 
 
-def open_dialects(config: ServeConfig, model: Model) -> list[Dialect]:
+def open_dialects(config: ServeConfig) -> list[Dialect]:
     """Every dialect there is, with the options from the settings. Raises ConfigError naming a wrong one."""
     known = plugins.names("protocols")
     for name in config.dialects:
         if name not in known:
             raise ConfigError(f"dialects.{name}: {plugins.unknown('dialect', name, known)}")
-    return [_dialect(name, config.dialects.get(name, {}), model) for name in known]
+    return [_dialect(name, config.dialects.get(name, {})) for name in known]
 
 
-def _dialect(name: str, options: dict[str, Any], model: Model) -> Dialect:
-    fixed = {"vocab_size": model.config.vocab_size} if name == "contest" else {}
+def _dialect(name: str, options: dict[str, Any]) -> Dialect:
     try:
-        return protocols.get(name, **{**fixed, **options})
+        return protocols.get(name, **options)
     except TypeError as error:
         raise ConfigError(f"dialects.{name}: {error}") from error
 
