@@ -3,6 +3,7 @@
 `encode` is `[bos] + sentencepiece ids` (measured equal to LlamaTokenizer on every Alpaca prompt).
 """
 
+import codecs
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import sentencepiece
 
 from llmbench.errors import InputError
 
-_HELD_BACK = "\ufffd"  # sentencepiece's sign for the start of a character whose other bytes are not there yet
+_BROKEN = "\ufffd"  # sentencepiece's sign for bytes that are no character, or not yet one
+_new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 _SPECIAL = re.compile("(<s>|</s>|<unk>)")
 
 
@@ -63,6 +65,17 @@ class Tokenizer:
         """Whether an id stands for no text: bos, eos, unk, other control pieces, and what pads a model's vocabulary."""
         return token_id >= self.vocab_size or token_id == self.unk_id or bool(self._processor.IsControl(token_id))
 
+    def num_open(self, ids: list[int]) -> int:
+        """How many ids at the end are the start of a character whose other bytes are not there yet."""
+        run = bytearray()
+        for token_id in reversed(ids[-3:]):  # a character has at most four bytes
+            if not self._processor.IsByte(token_id):
+                break
+            run.insert(0, int(self._processor.IdToPiece(token_id)[1:-1], 16))  # <0xE4>
+        decoder = _new_utf8_decoder("replace")
+        decoder.decode(bytes(run))
+        return len(decoder.getstate()[0])
+
 
 class Detokenizer:
     """Turns one answer's ids into text piece by piece; joined, the pieces are the text of all ids.
@@ -84,16 +97,19 @@ class Detokenizer:
             return ""
         self._pending.append(token_id)
         text = self._tokenizer.decode(self._context + self._pending)
-        if text.endswith(_HELD_BACK) and len(self._pending) < 5:  # a character has at most four bytes
-            return ""
-        return self._give(text)
+        if not text.endswith(_BROKEN):
+            return self._give(text, len(self._pending))
+        whole = len(self._pending) - self._tokenizer.num_open(self._pending)
+        return self._give(self._tokenizer.decode(self._context + self._pending[:whole]), whole) if whole else ""
 
     def flush(self) -> str:
         """What was held back, at the end of the answer."""
-        return self._give(self._tokenizer.decode(self._context + self._pending)) if self._pending else ""
+        text = self._tokenizer.decode(self._context + self._pending)
+        return self._give(text, len(self._pending)) if self._pending else ""
 
-    def _give(self, text: str) -> str:
+    def _give(self, text: str, count: int) -> str:
+        """The new part of `text`, which the first `count` pending ids complete."""
         piece = text[len(self._context_text) :]
-        self._context, self._pending = self._pending, []
+        self._context, self._pending = self._pending[:count], self._pending[count:]
         self._context_text = self._tokenizer.decode(self._context)
         return piece
