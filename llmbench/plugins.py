@@ -11,22 +11,25 @@ from llmbench.errors import InputError
 
 def names(room: str) -> list[str]:
     """The parts of a room such as `engines` or `workload.arrivals`: its public modules, then third-party ones."""
-    package = importlib.import_module(f"llmbench.{room}")
-    ours = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
-    theirs = [point.name for point in entry_points(group=f"llmbench.{room}")]
-    return sorted(ours) + sorted(set(theirs) - set(ours))
+    ours = _ours(room)
+    theirs = {point.name for point in entry_points(group=f"llmbench.{room}")}
+    return ours + sorted(theirs - set(ours))
 
 
 def load(room: str, name: str) -> ModuleType:
     """Import one part. Raises InputError with near matches when there is no such part."""
-    known = names(room)
-    if name not in known:
-        raise InputError(unknown(room.rpartition(".")[2].rstrip("s"), name, known))
+    if name in _ours(room):
+        return importlib.import_module(f"llmbench.{room}.{name}")
     for point in entry_points(group=f"llmbench.{room}", name=name):
         module = point.load()
         assert isinstance(module, ModuleType), f"entry point {point.value} must name a module"
         return module
-    return importlib.import_module(f"llmbench.{room}.{name}")
+    raise InputError(unknown(room.rpartition(".")[2].rstrip("s"), name, names(room)))
+
+
+def _ours(room: str) -> list[str]:
+    package = importlib.import_module(f"llmbench.{room}")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
 def unknown(kind: str, name: str, known: list[str]) -> str:
