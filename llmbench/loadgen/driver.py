@@ -128,15 +128,23 @@ class Driver:
     def _settle(self, record: Record) -> None:
         """Count a final record and hand it on."""
         self.counts.add(record.status)
-        self._on_finished(record)
+        try:
+            self._on_finished(record)
+        except OSError as error:  # the disk; inside a callback asyncio would take it for one of the connection
+            self._fail(error)
         if self.counts.finished == self.counts.planned and not self._over.done():
             self._over.set_result(None)
 
-    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An error inside a callback is ours, or the disk's: it ends the run instead of letting it wait for ever."""
-        error = context.get("exception")
-        if isinstance(error, Exception) and not self._over.done():
+    def _fail(self, error: Exception) -> None:
+        """End the run with an error."""
+        if not self._over.done():
             self._over.set_exception(error)
+
+    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error inside a callback is a fault of ours: it ends the run instead of letting it wait for ever."""
+        error = context.get("exception")
+        if isinstance(error, Exception):
+            self._fail(error)
         else:
             loop.default_exception_handler(context)
 

@@ -28,11 +28,7 @@ def e2el(trace: Trace) -> float | None:
 
 @metric("TPOT", "s", "lower")
 def tpot(trace: Trace) -> float | None:
-    """(last token - first token) / (tokens - 1), of answers with two tokens or more.
-
-    Where several tokens came in the first read, all of them but one count as having taken time: none can have come
-    before the first, and the read tells nothing about the gaps between them.
-    """
+    """(last token - first token) / (tokens - 1), of answers that streamed two tokens or more."""
     tokens = sum(trace.tokens)
     if trace.status != "answered" or tokens < 2:
         return None

@@ -139,7 +139,7 @@ def make_plan(
         )
         for index, (pick, due_s) in enumerate(zip(picks, due, strict=True))
     )
-    return Plan(settings=settings, requests=requests, sha256=_hash(requests))
+    return Plan(settings=settings, requests=requests, sha256=hash_of(requests))
 
 
 def save(plan: Plan, path: Path) -> None:
@@ -160,7 +160,7 @@ def load(path: Path) -> Plan:
         raise InputError(f"{path}: cannot read the plan ({error.strerror or error})") from error
     except (EOFError, ValueError, msgspec.DecodeError) as error:
         raise InputError(f"{path}: not a plan of llmbench ({error})") from error
-    if _hash(requests) != header.sha256:
+    if hash_of(requests) != header.sha256:
         raise InputError(f"{path}: the plan was changed after it was made; its hash is not {header.sha256[:12]}")
     return Plan(settings=header.settings, requests=requests, sha256=header.sha256)
 
@@ -173,6 +173,6 @@ def _lengths(sample: Sample, tokenizer: Tokenizer | None, max_new_tokens: int | 
     return len(tokenizer.encode(sample.prompt)), answer
 
 
-def _hash(requests: Sequence[PlannedRequest]) -> str:
+def hash_of(requests: Sequence[PlannedRequest]) -> str:
     """sha256 of the requests as JSON, the fields of each in the order in which they are declared."""
     return hashlib.sha256(msgspec.json.encode(requests)).hexdigest()

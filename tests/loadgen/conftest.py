@@ -81,6 +81,7 @@ class ToyServer:
         self._ready.set()
         await self._stopped.wait()
         server.close()
+        await asyncio.sleep(0)  # a task that was never begun could not close its socket when it is cancelled
         for writer in self._writers:
             writer.transport.abort()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -90,10 +91,12 @@ class ToyServer:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        self.num_connections += 1
+        asked = False
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                self.num_connections += not asked  # one that asks nothing is a probe
+                asked = True
                 length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
                 body = await reader.readexactly(length)
                 self.heads.append(head)

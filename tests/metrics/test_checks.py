@@ -1,0 +1,84 @@
+from typing import Literal
+
+import pytest
+
+from llmbench.loadgen.record import Record
+from llmbench.metrics import checks
+
+MS = 1_000_000
+
+
+def trace(
+    index: int = 0, late_ms: float = 0.1, ttft_ms: float = 100, tokens: int = 3, expected: int | None = 3
+) -> Record:
+    """An answered request, due 10 ms after the one before."""
+    due_ns = index * 10 * MS
+    sent_ns = due_ns + round(late_ms * MS)
+    return Record(
+        index=index,
+        status="answered",
+        due_ns=due_ns,
+        released_ns=due_ns,
+        sent_ns=sent_ns,
+        connected_ns=sent_ns,
+        stamps_ns=[sent_ns + round(ttft_ms * MS)],
+        tokens=[tokens],
+        num_tokens=tokens,
+        done_ns=sent_ns + round(ttft_ms * MS),
+        finish_reason="length",
+        expected_tokens=expected,
+    )
+
+
+def test_a_good_run_is_valid() -> None:
+    outcomes = checks.check([trace(i) for i in range(50)])
+    assert {outcome.verdict for outcome in outcomes} == {"ok"}
+    assert checks.valid(outcomes)
+
+
+@pytest.mark.parametrize("status", ["failed", "unfinished"])
+def test_one_lost_request_makes_the_run_invalid(status: Literal["failed", "unfinished"]) -> None:
+    run = [trace(i) for i in range(50)]
+    run[7].status = status
+    outcome = checks.all_answered(run)
+    assert (outcome.value, outcome.verdict) == (1, "failed")
+    assert not checks.valid(checks.check(run))
+
+
+def test_an_answer_of_another_length_is_found_unless_the_model_ended_it() -> None:
+    short, ended = trace(0, tokens=2), trace(1, tokens=2)
+    ended.finish_reason = "eos"
+    outcome = checks.output_lengths([short, ended, trace(2)])
+    assert (outcome.value, outcome.verdict) == (1, "failed")
+
+
+def test_lengths_that_nobody_asked_for_are_not_checked() -> None:
+    assert checks.output_lengths([trace(expected=None)]).verdict == "not applicable"
+
+
+def test_the_limit_of_lateness_is_five_percent_of_the_median_first_token_but_two_milliseconds_at_least() -> None:
+    assert checks.own_lateness([trace(ttft_ms=100)]).limit == pytest.approx(0.005)
+    assert checks.own_lateness([trace(ttft_ms=10)]).limit == pytest.approx(0.002)
+
+
+def test_a_client_that_is_late_makes_the_run_invalid() -> None:
+    assert checks.own_lateness([trace(i, late_ms=4.9) for i in range(9)]).verdict == "ok"
+    assert checks.own_lateness([trace(i, late_ms=5.1) for i in range(9)]).verdict == "failed"
+
+
+def test_a_rate_that_was_not_kept_makes_the_run_invalid() -> None:
+    assert checks.rate_kept([trace(i, late_ms=0.1 * i) for i in range(9)]).verdict == "ok"  # 1 % slower
+    assert checks.rate_kept([trace(i, late_ms=0.3 * i) for i in range(9)]).verdict == "failed"
+
+
+def test_a_rate_has_no_sense_in_a_burst_or_where_slots_hold_requests_back() -> None:
+    burst = [trace(0), trace(0)]
+    assert checks.rate_kept(burst).verdict == "not applicable"
+    held = [trace(i) for i in range(3)]
+    held[2].released_ns = held[2].due_ns + 50 * MS
+    assert checks.rate_kept(held).verdict == "not applicable"
+
+
+def test_a_run_without_any_answer_is_invalid_and_nothing_divides_by_zero() -> None:
+    outcomes = checks.check([Record(index=0, due_ns=0, reason="not sent: interrupted")])
+    assert not checks.valid(outcomes)
