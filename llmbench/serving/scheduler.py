@@ -1,9 +1,13 @@
 """Which sequences run in the next step, and with how many tokens each; no I/O and no clock.
 
-Policy: first come, first served. Every running sequence gets its next token before anything is admitted, oldest first;
-what is left of the token budget goes to prompts in the order of arrival, in pieces when a prompt is longer than that.
-Blocks for a whole prompt are taken when it is admitted. When a running sequence cannot grow, the youngest running one
-gives its blocks back and goes to the head of the queue; its tokens are computed again later.
+Policy: first come, first served.
+* Every running sequence that waits for its next token gets it in every step, before any prompt.
+* What is left of the token budget goes to prompts in the order of arrival, in pieces. While others wait, one prompt
+  gets at most half of what is left, so that short prompts behind a long one need not wait until it is through.
+* Blocks for a whole prompt are taken when it is admitted. A request whose blocks are not free may be overtaken by
+  later ones that fit, at most `max_overtakes` times; then everybody waits for it, so that nobody waits for ever.
+* When a running sequence cannot grow, the youngest running one gives its blocks back and goes to the head of the
+  queue; its tokens are computed again later. Nobody is admitted in such a step.
 """
 
 from collections import deque
@@ -20,12 +24,15 @@ from llmbench.types import FinishReason
 
 Batching = Literal["continuous", "static"]
 
+_LOOK_AHEAD = 8  # how many requests without blocks are looked past in one step
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sequences that run at once, new tokens of all of them in one step, requests that may wait.
 
     `max_model_len` is the longest prompt and answer together; None takes what model and KV cache allow. `batching`
-    static starts a new batch only when the one before has ended.
+    static starts a new batch only when the one before has ended. `prefix_cache` reuses the blocks of earlier prompts:
+    off, so that a measurement is cold unless it says otherwise.
     """
 
     max_batch: int = 32
@@ -33,6 +40,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_waiting: int = 10_000
     max_model_len: int | None = None
     batching: Batching = "continuous"
+    max_overtakes: int = 16
+    prefix_cache: bool = False
 
 
 class Work(NamedTuple):
@@ -116,11 +125,13 @@ class Scheduler:
         plan = Plan()
         budget = self.limits.max_tokens_per_step
         num_running = len(self.running)
-        for sequence in list(self.running):
-            num_tokens = min(sequence.num_tokens - sequence.num_cached, budget)
-            if num_tokens and sequence.running and self._grow(sequence, sequence.num_cached + num_tokens, plan):
-                plan.works.append(Work(sequence, num_tokens))
-                budget -= num_tokens
+        for sequence in [each for each in self.running if each.num_missing == 1]:
+            if budget and sequence.running and self._grow(sequence, plan):
+                plan.works.append(Work(sequence, 1))
+                budget -= 1
+        for sequence in self.running:
+            if budget and sequence.num_missing > 1:
+                budget -= self._prefill(sequence, budget, plan)
         if len(self.running) == num_running:  # after a preemption nobody new may take the blocks
             self._admit(budget, plan)
         if not self.running and not self.waiting:
@@ -135,7 +146,7 @@ class Scheduler:
             if not sequence.running:
                 continue
             wants_token = work.wants_token
-            sequence.num_cached += work.num_tokens
+            self._cached(sequence, work.num_tokens)
             if not wants_token:
                 continue
             reason = sequence.append(token_id)
@@ -151,36 +162,70 @@ class Scheduler:
     def _admit(self, budget: int, plan: Plan) -> None:
         if self.running and self.limits.batching == "static":
             return
+        skipped: list[Sequence] = []
         while self.waiting and self._free_slots and budget:
-            sequence = self.waiting[0]
-            # one block more than the prompt needs, or it might be preempted in the very next step
-            if self.pool.needed(sequence.num_tokens + 1) > self.pool.num_free:
-                return
-            self.waiting.popleft()
-            sequence.slot = self._free_slots.pop()
-            self.running.append(sequence)
-            plan.admitted.append(sequence)
-            self._take(sequence, sequence.num_tokens, plan)
-            num_tokens = min(sequence.num_tokens, budget)
-            plan.works.append(Work(sequence, num_tokens))
-            budget -= num_tokens
+            sequence = self.waiting.popleft()
+            if not self._start(sequence, plan):
+                skipped.append(sequence)
+                if sequence.num_overtakes >= self.limits.max_overtakes or len(skipped) > _LOOK_AHEAD:
+                    break
+                continue
+            for blocked in skipped:
+                blocked.num_overtakes += 1
+            budget -= self._prefill(sequence, budget, plan)
+            if any(blocked.num_overtakes >= self.limits.max_overtakes for blocked in skipped):
+                break
+        self.waiting.extendleft(reversed(skipped))
 
-    def _grow(self, sequence: Sequence, num_tokens: int, plan: Plan) -> bool:
-        """Blocks for `num_tokens` tokens, from younger ones if need be; false when it had to give way itself."""
-        missing = self.pool.needed(num_tokens) - len(sequence.blocks)
+    def _start(self, sequence: Sequence, plan: Plan) -> bool:
+        """Give a sequence its slot and the blocks of its whole prompt; false when those are not free."""
+        shared = [] if sequence.sampling.prompt_logprobs is not None else self.pool.share(sequence.tokens())
+        # one token more than the prompt, or it might be preempted in the very next step
+        missing = self.pool.needed(sequence.num_tokens + 1) - len(shared)
+        if missing > self.pool.num_free:
+            self.pool.release(shared)
+            return False
+        sequence.slot = self._free_slots.pop()
+        sequence.blocks = shared
+        sequence.num_cached = sequence.num_hits = len(shared) * self.pool.block_size
+        if shared:
+            plan.grown.append(Growth(sequence.slot, 0, shared))
+        self.running.append(sequence)
+        plan.admitted.append(sequence)
+        self._take(sequence, sequence.num_tokens, plan)
+        return True
+
+    def _prefill(self, sequence: Sequence, budget: int, plan: Plan) -> int:
+        """Put a piece of a prompt into the step; gives its length."""
+        others_wait = bool(self.waiting and self._free_slots)
+        num_tokens = min(sequence.num_missing, max(1, budget // 2) if others_wait else budget)
+        plan.works.append(Work(sequence, num_tokens))
+        return num_tokens
+
+    def _cached(self, sequence: Sequence, num_tokens: int) -> None:
+        """The keys and values of so many more tokens are in the cache."""
+        before = sequence.num_cached // self.pool.block_size
+        sequence.num_cached += num_tokens
+        after = sequence.num_cached // self.pool.block_size
+        if self.pool.prefix_cache and after > before:
+            self.pool.remember(sequence.tokens(0, after * self.pool.block_size), sequence.blocks)
+
+    def _grow(self, sequence: Sequence, plan: Plan) -> bool:
+        """A block for the next token, from a younger sequence if need be; false when it had to give way itself."""
+        missing = self.pool.needed(sequence.num_tokens) - len(sequence.blocks)
         while missing > self.pool.num_free:
             youngest = self.running[-1]
             self._preempt(youngest)
             if youngest is sequence:
                 return False
-        self._take(sequence, num_tokens, plan)
+        self._take(sequence, sequence.num_tokens, plan)
         return True
 
     def _take(self, sequence: Sequence, num_tokens: int, plan: Plan) -> None:
         first = len(sequence.blocks)
         blocks = self.pool.allocate(max(0, self.pool.needed(num_tokens) - first))
         if blocks:
-            sequence.blocks += blocks
+            sequence.blocks = sequence.blocks + blocks
             plan.grown.append(Growth(sequence.slot, first, blocks))
 
     def _preempt(self, sequence: Sequence) -> None:

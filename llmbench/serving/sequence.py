@@ -9,8 +9,8 @@ from llmbench.types import FinishReason, Sampling
 class Sequence:
     """A prompt and what has been generated from it.
 
-    `num_cached` tokens have their keys and values in `blocks`. `slot` is its row in the arena while it runs, -1 else.
-    `arrival_s` is wall time and different for every sequence of a server.
+    `num_cached` tokens have their keys and values in `blocks`; `num_hits` of them came from the prefix cache. `slot` is
+    its row in the arena while it runs, -1 else. `arrival_s` is wall time and different for every sequence of a server.
     """
 
     request_id: str
@@ -24,11 +24,18 @@ class Sequence:
     num_cached: int = 0
     blocks: list[int] = field(default_factory=list)
     slot: int = -1
+    num_hits: int = 0
     num_preemptions: int = 0
+    num_overtakes: int = 0
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens that are not in the cache: one in decode, the rest of the prompt in prefill."""
+        return self.num_tokens - self.num_cached
 
     @property
     def max_tokens(self) -> int:
@@ -39,8 +46,9 @@ class Sequence:
     def running(self) -> bool:
         return self.slot >= 0
 
-    def tokens(self, start: int, end: int) -> list[int]:
+    def tokens(self, start: int = 0, end: int | None = None) -> list[int]:
         """Ids from position `start` to before `end`, prompt and output as one."""
+        end = self.num_tokens if end is None else end
         num_prompt = len(self.prompt_ids)
         if start >= num_prompt:
             return self.output_ids[start - num_prompt : end - num_prompt]
