@@ -30,9 +30,7 @@ _DEFAULT_TOP_K = 3
 _TOP_K_CEILING = 100  # what the sampler of the original cuts top_k to
 
 
-def dialect(
-    data_shape: DataShape = "list", drop_last_token: bool = True, docker_label: str = ""
-) -> "Contest":
+def dialect(data_shape: DataShape = "list", drop_last_token: bool = True, docker_label: str = "") -> "Contest":
     """The contest dialect. Raises ConfigError for an unknown `data_shape`."""
     if data_shape not in get_args(DataShape):
         raise ConfigError(f"data_shape: must be list or object, got {data_shape!r}")
@@ -245,7 +243,7 @@ class ContestDecoder:
         try:
             event = msgspec.json.decode(line.removeprefix(b"data:"))
             delta = _delta(_unwrap(event))
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (msgspec.DecodeError, TypeError, ValueError, IndexError) as error:
             shown = line[:80].decode("utf-8", "replace")
             delta = _error(f"not a contest event: {shown!r} ({type(error).__name__}: {error})")
         self._ended = delta.finish_reason is not None
@@ -280,25 +278,46 @@ def _dump(value: dict[str, Any]) -> bytes:
 
 def _unwrap(event: Any) -> dict[str, Any]:
     """The inner object: of a one-element list, of an object, or the event itself where it is not wrapped."""
-    inner = event.get("data", event)
+    inner = event.get("data", event) if isinstance(event, dict) else event
     inner = inner[0] if isinstance(inner, list) else inner
     if not isinstance(inner, dict):
         raise TypeError(f"expected an object, found {type(inner).__name__}")
     return inner
 
 
+class _Token(msgspec.Struct):
+    id: int
+    logprob: float
+
+
+class _Piece(msgspec.Struct):
+    """What the client reads of an event for one token."""
+
+    generated_text: str
+    tokens: _Token
+
+
+class _Whole(msgspec.Struct):
+    """What the client reads of the event for a whole answer."""
+
+    generated_text: str
+    finish_reason: str
+    generated_tokens: int
+
+
 def _delta(event: dict[str, Any]) -> Delta:
-    text = event["generated_text"]
     if "generated_tokens" not in event:
-        token = event["tokens"]
-        if text.startswith(_ERROR_TEXTS) and token["id"] <= 0:
+        piece = msgspec.convert(event, _Piece)
+        text, token = piece.generated_text, piece.tokens
+        if text.startswith(_ERROR_TEXTS) and token.id <= 0:
             return _error(text)
-        return Delta(text=text, token_ids=(token["id"],), logits=(token["logprob"],), num_tokens=1)
-    reason = event["finish_reason"]
+        return Delta(text=text, token_ids=(token.id,), logits=(token.logprob,), num_tokens=1)
+    whole = msgspec.convert(event, _Whole)
+    text, reason = whole.generated_text, whole.finish_reason
     if reason not in ("eos", "length"):
         return _error(text or reason)
     finish: FinishReason = "eos" if reason == "eos" else "length"
-    return Delta(finish_reason=finish, full_text=text, total_tokens=event["generated_tokens"])
+    return Delta(finish_reason=finish, full_text=text, total_tokens=whole.generated_tokens)
 
 
 def _error(message: str) -> Delta:
