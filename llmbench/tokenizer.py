@@ -61,6 +61,16 @@ class Tokenizer:
         """The text of ids; special ones (bos, eos, unk) give nothing, as with `skip_special_tokens`."""
         return str(self._processor.DecodeIds([i for i in ids if not self.is_special(i)]))
 
+    def piece(self, token_id: int) -> str:
+        """One id as text, its leading space included; a lone byte of a longer character is `\\x9f`."""
+        if token_id >= self.vocab_size:
+            return ""
+        piece = str(self._processor.IdToPiece(token_id))
+        if not self._processor.IsByte(token_id):
+            return piece.replace("\u2581", " ")
+        byte = int(piece[3:-1], 16)  # "<0x9F>"
+        return chr(byte) if byte < 0x80 else f"\\x{byte:02x}"
+
     def is_special(self, token_id: int) -> bool:
         """Whether an id stands for no text: bos, eos, unk, other control pieces, and what pads a model's vocabulary."""
         return token_id >= self.vocab_size or token_id == self.unk_id or bool(self._processor.IsControl(token_id))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench import plugins
+from llmbench.engines._sampling import pick as pick
 from llmbench.weights.model import Model
 
 Int32 = npt.NDArray[np.int32]
@@ -55,7 +56,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     many of them each has. `context_lens` int32 [n]: tokens of each that are in the cache after this step, the new ones
     included, so that the first new one has position `context_lens - query_lens`. `block_tables` int32 [n, W]: block
     ids, what lies behind the last one needed is undefined. `wants_token` bool [n]: false for a prefill piece that is
-    not the last. `sampling` SAMPLING [n]. `want_logits` asks for the row of every sequence that wants a token.
+    not the last. `sampling` SAMPLING [n]. `want_logits` asks for the row of every sequence that wants a token;
+    `score_prompts` bool [n] for the rows of every new token of the sequences marked in it, None for no such sequence.
     """
 
     token_ids: Int32
@@ -65,16 +67,20 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     wants_token: npt.NDArray[np.bool_]
     sampling: npt.NDArray[np.void]
     want_logits: bool = False
+    score_prompts: npt.NDArray[np.bool_] | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`token_ids` int32 [n] (-1 where none was wanted), `chosen_logits` float32 [n] (raw logit of that token), and
-    `logits` float32 [m, vocab] of the m sequences that wanted a token, in order, when asked for; None else.
+    """`token_ids` int32 [n] (-1 where none was wanted), `chosen_logits` float32 [n] (raw logit of that token).
+
+    `logits` float32 [m, vocab]: of the m sequences that wanted a token, in order, when asked for; None else.
+    `prompt_logits`: float32 [query_len, vocab] for each sequence in `score_prompts`, in order.
     """
 
     token_ids: Int32
     chosen_logits: Float32
     logits: Float32 | None = None
+    prompt_logits: tuple[Float32, ...] = ()
 
 
 class Engine(Protocol):

@@ -24,12 +24,12 @@ _MLP_ROWS = 256  # tokens that go through an MLP at once: bounds its work array
 
 class Plan(msgspec.Struct, frozen=True):
     """What all layers of a step share. `slots` intp [T]: where each token's key and value go; `rotations` complex64
-    [T, 1, head_dim / 2]; `last_rows` intp [m]: the last token of each sequence that wants one.
+    [T, 1, head_dim / 2]; `logit_rows` intp [m]: the tokens whose logits are wanted.
     """
 
     slots: Intp
     rotations: npt.NDArray[np.complex64]
-    last_rows: Intp
+    logit_rows: Intp
     groups: list[attention.DecodeGroup]
     prompts: list[attention.Prompt]
 
@@ -92,7 +92,7 @@ class NumpyLlama:
         return Plan(
             slots=blocks * self._block_size + positions % self._block_size,
             rotations=self._rotations[positions][:, None],
-            last_rows=ends[batch.wants_token] - 1,
+            logit_rows=_logit_rows(batch),
             groups=attention.group_decodes(
                 ends[decodes] - 1, context_lens[decodes], batch.block_tables[decodes], self._block_size, block_elements
             ),
@@ -105,13 +105,13 @@ class NumpyLlama:
         return attention.Prompt(end - query_len, end, context_len, table, fresh=query_len == context_len)
 
     def _layers(self, batch: Batch, plan: Plan) -> Float32:
-        """float32 [m, hidden] behind all layers, of the last token of each sequence that wants one."""
+        """float32 [m, hidden] behind all layers, of the tokens whose logits are wanted."""
         x = self._weights.embedding[batch.token_ids]
         last = self._config.num_layers - 1
         for i, layer in enumerate(self._weights.layers):
             attended = self._attend(layer, self._cache[i], x, plan)
             if i == last:  # behind the last keys and values, only the rows that give logits matter
-                x, attended = x[plan.last_rows], attended[plan.last_rows]
+                x, attended = x[plan.logit_rows], attended[plan.logit_rows]
             x += attended @ layer.output
             for row in range(0, len(x), _MLP_ROWS):
                 self._mlp(layer, x[row : row + _MLP_ROWS])
@@ -165,13 +165,36 @@ def engine(model: Model, settings: EngineSettings) -> NumpyLlama:
     return NumpyLlama(model, settings)
 
 
+def _logit_rows(batch: Batch) -> Intp:
+    """The last token of each sequence that wants one, and every token of those in `score_prompts`."""
+    last = np.cumsum(batch.query_lens)[batch.wants_token] - 1
+    if batch.score_prompts is None:
+        return last
+    wanted = np.repeat(batch.score_prompts, batch.query_lens)
+    wanted[last] = True
+    return np.flatnonzero(wanted)
+
+
 def _result(batch: Batch, logits: Float32) -> StepResult:
+    """Tokens from logits [m, vocab] of the tokens in `_logit_rows`."""
+    prompt_logits: tuple[Float32, ...] = ()
+    if batch.score_prompts is not None:
+        rows, ends = _logit_rows(batch), np.cumsum(batch.query_lens)
+        starts = np.searchsorted(rows, ends - batch.query_lens)[batch.score_prompts]
+        counts = batch.query_lens[batch.score_prompts]
+        prompt_logits = tuple(logits[start : start + num] for start, num in zip(starts, counts, strict=True))
+        logits = logits[np.searchsorted(rows, ends[batch.wants_token] - 1)]
     tokens = np.full(len(batch.query_lens), -1, np.int32)
     chosen = np.zeros(len(batch.query_lens), np.float32)
     wants = batch.wants_token
     if len(logits):
         tokens[wants], chosen[wants] = pick(logits, batch.sampling[wants])
-    return StepResult(token_ids=tokens, chosen_logits=chosen, logits=logits if batch.want_logits else None)
+    return StepResult(
+        token_ids=tokens,
+        chosen_logits=chosen,
+        logits=logits if batch.want_logits else None,
+        prompt_logits=prompt_logits,
+    )
 
 
 def _rotations(config: ModelConfig, num_positions: int) -> npt.NDArray[np.complex64]:

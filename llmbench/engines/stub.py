@@ -2,6 +2,7 @@
 
 import time
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -10,6 +11,7 @@ from llmbench.errors import ServingError
 from llmbench.weights.model import Model
 
 Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
 
 _LOGIT = np.float32(10.0)  # of the token that is given; the others have 0
 _FIRST_TEXT_ID = 259  # behind unk, bos, eos and the 256 bytes that a sentencepiece vocabulary begins with
@@ -46,9 +48,19 @@ class Stub:
         wants = batch.wants_token
         tokens = _tokens(batch.sampling["seed"][wants], batch.context_lens[wants], self._vocab_size)
         result = _result(tokens, wants, self._vocab_size if batch.want_logits else None)
+        if batch.score_prompts is not None:
+            rows = np.flatnonzero(batch.score_prompts)
+            result = msgspec.structs.replace(result, prompt_logits=tuple(self._prompt_logits(batch, i) for i in rows))
         if self._step_time_s:
             time.sleep(max(0.0, deadline - time.perf_counter()))
         return result
+
+    def _prompt_logits(self, batch: Batch, i: int) -> Float32:
+        """float32 [query_len, vocab]: one-hot rows of the token that would follow each new one."""
+        query_len, context_len = batch.query_lens[i], batch.context_lens[i]
+        lengths = np.arange(context_len - query_len + 1, context_len + 1, dtype=np.int32)
+        seeds = np.repeat(batch.sampling["seed"][i : i + 1], query_len)
+        return _one_hot(_tokens(seeds, lengths, self._vocab_size), self._vocab_size)
 
     def close(self) -> None:
         """There is nothing to give back."""
@@ -77,6 +89,10 @@ def _result(tokens: Int32, wants: npt.NDArray[np.bool_], vocab_size: int | None)
     chosen = np.where(wants, _LOGIT, np.float32(0))
     if vocab_size is None:
         return StepResult(token_ids=token_ids, chosen_logits=chosen)
+    return StepResult(token_ids=token_ids, chosen_logits=chosen, logits=_one_hot(tokens, vocab_size))
+
+
+def _one_hot(tokens: Int32, vocab_size: int) -> Float32:
     logits = np.zeros((len(tokens), vocab_size), np.float32)
     logits[np.arange(len(tokens)), tokens] = _LOGIT
-    return StepResult(token_ids=token_ids, chosen_logits=chosen, logits=logits)
+    return logits

@@ -11,12 +11,13 @@ import socket
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from llmbench import clock, engines
 from llmbench.engines import Batch, Engine, StepResult
 from llmbench.errors import LlmbenchError
-from llmbench.link import frames
+from llmbench.link import extras, frames
 from llmbench.link.arena import Arena, Dimensions, StepArrays
 from llmbench.logits import contest
 from llmbench.weights.model import open_model
@@ -62,22 +63,23 @@ class Recorder:
         self._writer.close()
 
 
-def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Recorder | None) -> int:
-    """One step from the arena and back into it; gives the nanoseconds that the engine took."""
-    batch = arrays.batch(step.num_sequences, step.num_tokens)
+def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Recorder | None) -> frames.Done:
+    """One step from the arena and back into it."""
+    batch = extras.wanted(arrays.batch(step.num_sequences, step.num_tokens), step.extras)
     capture = False
     if recorder is not None:
         recorder.admit(step.admitted)
         capture = recorder.wants(batch)
-    if capture:
-        batch = arrays.batch(step.num_sequences, step.num_tokens, want_logits=True)
+    if capture and not batch.want_logits:
+        batch = msgspec.structs.replace(batch, want_logits=True)
     start_ns = clock.now_ns()
     result = engine.step(batch)
     engine_ns = clock.now_ns() - start_ns
+    scored = extras.apply(batch, result, step.extras) if step.extras else []
     arrays.store(result)
     if recorder is not None and capture:
         recorder.record(batch, arrays.slots[: step.num_sequences].tolist(), result)
-    return engine_ns
+    return frames.Done(engine_ns=engine_ns, scored=scored)
 
 
 def load(message: frames.Load) -> tuple[Engine, Recorder | None]:
@@ -108,7 +110,7 @@ def serve(channel: frames.Channel) -> None:
                 if isinstance(message, frames.Step):
                     assert engine is not None, "a step came before the model"
                     assert arena is not None, "a step came before the arena"
-                    channel.send(frames.Done(engine_ns=run_step(engine, arena.arrays, message, recorder)))
+                    channel.send(run_step(engine, arena.arrays, message, recorder))
                 elif isinstance(message, frames.Load):
                     engine, recorder = load(message)
                     channel.send(frames.Loaded(capacity=engine.capacity(), engine=engine.name, dtype=engine.dtype))

@@ -17,6 +17,7 @@ import msgspec
 
 from llmbench.engines import Capacity, EngineSettings
 from llmbench.errors import AgentDied
+from llmbench.link.extras import Extra, Scored
 
 _LENGTH = struct.Struct("<I")
 _LARGEST_BYTES = 64 << 20  # a longer frame is not ours
@@ -81,6 +82,7 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     num_sequences: int
     num_tokens: int
     admitted: list[Admitted] = []
+    extras: list[Extra] = []
 
 
 class Ok(msgspec.Struct, tag=True, frozen=True):
@@ -91,6 +93,7 @@ class Done(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """The step's tokens lie in the arena; `engine_ns` is what the engine took."""
 
     engine_ns: int
+    scored: list[Scored] = []
 
 
 class Refused(msgspec.Struct, tag=True, frozen=True, kw_only=True):

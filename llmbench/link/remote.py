@@ -14,6 +14,7 @@ from llmbench.errors import AgentDied, InputError, LlmbenchError, ServingError
 from llmbench.link import frames
 from llmbench.link.agent import TOKEN_VARIABLE
 from llmbench.link.arena import Arena, Dimensions, Row, StepArrays
+from llmbench.link.extras import Extra, Scored
 
 _GOODBYE_S = 2.0  # how long an agent may take to end by itself
 
@@ -88,19 +89,25 @@ class Agent:
             arena.unlink()
         self.arrays = arena.arrays
 
-    def begin(self, rows: Sequence[Row], steps: Sequence[int], admitted: list[frames.Admitted]) -> None:
+    def begin(
+        self,
+        rows: Sequence[Row],
+        steps: Sequence[int],
+        admitted: list[frames.Admitted],
+        extras: list[Extra],
+    ) -> None:
         """Hand over a step; the agent computes while the caller does other things."""
         num_tokens = self.arrays.write(rows, steps)
-        self._send(frames.Step(num_sequences=len(rows), num_tokens=num_tokens, admitted=admitted))
+        self._send(frames.Step(num_sequences=len(rows), num_tokens=num_tokens, admitted=admitted, extras=extras))
 
-    async def finish(self, num_sequences: int) -> tuple[list[int], list[float]]:
-        """Wait for the step: token ids (-1 where none was wanted) and raw logits.
+    async def finish(self, num_sequences: int) -> tuple[list[int], list[float], list[Scored]]:
+        """Wait for the step: token ids (-1 where none was wanted), raw logits, and what the extras asked for.
 
         Raises AgentDied when the process ends, ServingError when the engine could not do the step.
         """
         done = await self._answer(frames.Done)
         self.engine_ns += done.engine_ns
-        return self.arrays.result(num_sequences)
+        return *self.arrays.result(num_sequences), done.scored
 
     async def close(self) -> None:
         """Let the agent end; kill it when it does not."""

@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from llmbench.errors import LlmbenchError, Overloaded, PromptEmpty
 from llmbench.serving.scheduler import Emission, Scheduler
-from llmbench.serving.sequence import Sequence
+from llmbench.serving.sequence import Score, Sequence
+from llmbench.serving.stops import StopTexts
 from llmbench.tokenizer import Detokenizer, Tokenizer
-from llmbench.types import Delta, Request
+from llmbench.types import Delta, FinishReason, Request, TokenLogprob
 
 _DEFAULT_NEW_TOKENS = 300  # as the contest's stack
 
@@ -37,6 +40,8 @@ class _Ticket:
     mailbox: Mailbox
     index: int
     detokenizer: Detokenizer
+    stops: StopTexts | None
+    num_given: int = 0
 
     def put(self, piece: Delta | LlmbenchError) -> None:
         self.mailbox.pieces.put_nowait((self.index, piece))
@@ -93,7 +98,9 @@ class Frontend:
             arrival_s=self._arrival_s(),
         )
         self._scheduler.add(sequence)
-        self._tickets[sequence] = _Ticket(mailbox, index, Detokenizer(self._tokenizer))
+        stop = request.sampling.stop
+        stops = StopTexts(stop, request.sampling.include_stop) if stop else None
+        self._tickets[sequence] = _Ticket(mailbox, index, Detokenizer(self._tokenizer), stops)
         mailbox.sequences.append(sequence)
 
     def cancel(self, mailbox: Mailbox) -> None:
@@ -104,15 +111,69 @@ class Frontend:
 
     def deliver(self, emissions: list[Emission]) -> None:
         """Detokenise a step's tokens and hand them to those who wait for them."""
-        for sequence, token_id, logit, reason in emissions:
-            ticket = self._tickets.get(sequence)
-            if ticket is None:
-                continue
-            text = ticket.detokenizer.push(token_id)
-            if reason is not None:
-                text += ticket.detokenizer.flush()
-                del self._tickets[sequence]
-            ticket.put(Delta(text=text, token_ids=(token_id,), logits=(logit,), num_tokens=1, finish_reason=reason))
+        for emission in emissions:
+            ticket = self._tickets.get(emission.sequence)
+            if ticket is not None:
+                delta = self._delta(ticket, *emission)
+                ticket.put(delta)
+                if delta.finish_reason is not None:
+                    del self._tickets[emission.sequence]
+                    self._scheduler.cancel(emission.sequence)  # does nothing unless a stop text ended it
+
+    def _delta(
+        self, ticket: _Ticket, sequence: Sequence, token_id: int, logit: float, reason: FinishReason | None
+    ) -> Delta:
+        """One token as its client gets it."""
+        sampling = sequence.sampling
+        scores_only = not sequence.max_new_tokens
+        hidden = scores_only or (reason == "stop" and not sampling.include_stop)  # a stop id has no text
+        text = "" if hidden else ticket.detokenizer.push(token_id)
+        stop_reason: str | int | None = token_id if reason == "stop" else None
+        if reason is not None:
+            text += ticket.detokenizer.flush()
+        if ticket.stops is not None:
+            text, found = ticket.stops.push(text, armed=ticket.num_given >= sampling.min_new_tokens)
+            if found is not None:
+                reason, stop_reason = "stop", found
+            elif reason is not None:
+                text += ticket.stops.flush()
+        first, ticket.num_given = ticket.num_given == 0, ticket.num_given + 1
+        delta = Delta(
+            text=text,
+            token_ids=() if scores_only else (token_id,),
+            logits=() if scores_only else (logit,),
+            num_tokens=0 if scores_only else 1,
+            finish_reason=reason,
+        )
+        if reason is None and sequence.plain:
+            return delta
+        return msgspec.structs.replace(
+            delta,
+            stop_reason=stop_reason,
+            num_prompt_tokens=len(sequence.prompt_ids),
+            num_cached_tokens=sequence.num_hits,
+            logprobs=self._logprobs(sequence, token_id),
+            prompt=self._prompt(sequence) if first and sampling.prompt_logprobs is not None else (),
+        )
+
+    def _logprobs(self, sequence: Sequence, token_id: int) -> tuple[TokenLogprob, ...]:
+        """The scores of the token that is being delivered, when they were asked for."""
+        return (self._scored(token_id, sequence.scores.pop(0)),) if sequence.scores else ()
+
+    def _prompt(self, sequence: Sequence) -> tuple[TokenLogprob, ...]:
+        first, *rest = sequence.prompt_ids
+        scored = (self._scored(token, score) for token, score in zip(rest, sequence.prompt_scores, strict=True))
+        return (TokenLogprob(token_id=first, text=self._tokenizer.piece(first), logprob=None), *scored)
+
+    def _scored(self, token_id: int, score: Score) -> TokenLogprob:
+        logprob, top = score
+        piece = self._tokenizer.piece
+        return TokenLogprob(
+            token_id=token_id,
+            text=piece(token_id),
+            logprob=logprob,
+            top=tuple((piece(other), value) for other, value in top),
+        )
 
     def fail(self, sequences: list[Sequence], error: LlmbenchError) -> None:
         """End these requests with an error."""

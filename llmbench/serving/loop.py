@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 
 from llmbench.errors import AgentDied, LlmbenchError
 from llmbench.link.arena import Row, StepArrays
+from llmbench.link.extras import Extra, Penalties, PromptTargets, Scored
 from llmbench.link.frames import Admitted
 from llmbench.link.remote import Agent
 from llmbench.serving.frontend import Frontend
-from llmbench.serving.scheduler import Emission, Plan, Scheduler
+from llmbench.serving.scheduler import Emission, Plan, Scheduler, Work
 from llmbench.serving.sequence import Sequence
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class StepLoop:
                 write_step(self.agent, plan)
                 self._frontend.deliver(emissions)  # overlaps the agent's step
                 emissions = []
-                result = await self.agent.finish(len(plan.works))
+                token_ids, logits, scored = await self.agent.finish(len(plan.works))
             except AgentDied as error:
                 self._frontend.deliver(emissions)
                 emissions = []
@@ -63,7 +64,8 @@ class StepLoop:
                 _log.error("step failed: %s", error)
                 self._frontend.fail(self._scheduler.fail_running(), AgentDied(str(error)))
             else:
-                emissions = self._scheduler.commit(plan, *result)
+                take_scores(plan, scored)
+                emissions = self._scheduler.commit(plan, token_ids, logits)
 
     async def close(self) -> None:
         """End the agent."""
@@ -95,7 +97,7 @@ def write_step(agent: Agent, plan: Plan) -> None:
     """Write a plan into the arena and set the agent off."""
     place(agent.arrays, plan)
     rows, steps = step_rows(plan)
-    agent.begin(rows, steps, [_admitted(sequence) for sequence in plan.admitted])
+    agent.begin(rows, steps, [_admitted(sequence) for sequence in plan.admitted], step_extras(plan))
 
 
 def place(arrays: StepArrays, plan: Plan) -> None:
@@ -114,6 +116,52 @@ def step_rows(plan: Plan) -> tuple[list[Row], list[int]]:
         end = sequence.num_cached + num_tokens
         rows.append(Row(sequence.slot, sequence.tokens(sequence.num_cached, end), end, work.wants_token))
     return rows, [len(work.sequence.output_ids) for work in plan.works]
+
+
+def step_extras(plan: Plan) -> list[Extra]:
+    """What the sequences of a plan ask for besides their next token; mostly nothing."""
+    return [
+        _extra(row, work)
+        for row, work in enumerate(plan.works)
+        if not work.sequence.plain  # penalties, bans or scores: few are, so that this costs next to nothing
+    ]
+
+
+def _extra(row: int, work: Work) -> Extra:
+    sequence, num_tokens = work
+    sampling = sequence.sampling
+    targets: list[int] = []
+    if sampling.prompt_logprobs is not None and not sequence.output_ids:
+        # the row of each new token scores the token behind it; behind the prompt's last one comes the answer
+        targets = sequence.prompt_ids[sequence.num_cached + 1 : sequence.num_cached + num_tokens + 1]
+    ends = sequence.eos_ids | set(sampling.stop_token_ids)
+    return Extra(
+        row=row,
+        penalties=_penalties(sequence) if sampling.penalised else None,
+        banned=sorted(ends) if len(sequence.output_ids) < sampling.min_new_tokens else [],
+        num_logprobs=sampling.num_logprobs,
+        prompt=PromptTargets(token_ids=targets, num_top=sampling.prompt_logprobs or 0) if targets else None,
+    )
+
+
+def _penalties(sequence: Sequence) -> Penalties:
+    sampling = sequence.sampling
+    return Penalties(
+        repetition=sampling.repetition_penalty,
+        presence=sampling.presence_penalty,
+        frequency=sampling.frequency_penalty,
+        history=sequence.tokens(),
+        prompt_len=len(sequence.prompt_ids),
+    )
+
+
+def take_scores(plan: Plan, scored: list[Scored]) -> None:
+    """Keep the scores with their sequences until the frontend hands them out."""
+    for scores in scored:
+        sequence = plan.works[scores.row].sequence
+        sequence.prompt_scores += scores.prompt
+        if scores.logprob is not None:
+            sequence.scores.append((scores.logprob, scores.top))
 
 
 def _admitted(sequence: Sequence) -> Admitted:

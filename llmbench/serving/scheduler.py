@@ -231,6 +231,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)
         sequence.num_preemptions += 1
+        if not sequence.output_ids:
+            sequence.prompt_scores.clear()  # they come again with the prompt
         self.waiting.appendleft(sequence)
 
     def _leave(self, sequence: Sequence) -> None:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from llmbench.types import FinishReason, Sampling
 
+Score = tuple[float, list[tuple[int, float]]]
+"""A token's log-probability, and the likeliest ids at its place with theirs."""
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
@@ -27,6 +30,17 @@ class Sequence:
     num_hits: int = 0
     num_preemptions: int = 0
     num_overtakes: int = 0
+    scores: list[Score] = field(default_factory=list)
+    """Of answer tokens that have not been handed out yet."""
+    prompt_scores: list[Score] = field(default_factory=list)
+    """Of the prompt's tokens behind the first."""
+    plain: bool = field(init=False)
+    """Whether it asks for nothing but its next token."""
+
+    def __post_init__(self) -> None:
+        sampling = self.sampling
+        scores = sampling.num_logprobs is not None or sampling.prompt_logprobs is not None
+        self.plain = not (scores or sampling.penalised or sampling.min_new_tokens)
 
     @property
     def num_tokens(self) -> int:
@@ -55,8 +69,12 @@ class Sequence:
         return self.prompt_ids[start:end] + self.output_ids[: max(0, end - num_prompt)]
 
     def append(self, token_id: int) -> FinishReason | None:
-        """Take a new token; says why the sequence is finished, if it is."""
-        self.output_ids.append(token_id)
-        if token_id in self.eos_ids and not self.sampling.ignore_eos:
-            return "eos"
+        """Take a new token; says why the sequence is finished, if it is. One that only scores its prompt takes none."""
+        if self.max_new_tokens:
+            self.output_ids.append(token_id)
+        if len(self.output_ids) > self.sampling.min_new_tokens:
+            if token_id in self.eos_ids and not self.sampling.ignore_eos:
+                return "eos"
+            if token_id in self.sampling.stop_token_ids:
+                return "stop"
         return "length" if len(self.output_ids) >= self.max_new_tokens else None
