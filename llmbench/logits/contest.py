@@ -24,7 +24,7 @@ from llmbench.errors import InputError
 
 EVERY = 100
 _KEY_LENGTH = 20
-_NAME = re.compile(r"(?P<time>[0-9.e+]+)_(?P<sequence>[0-9.]*)_(?P<index>[0-9]+)\.npy")
+_NAME = re.compile(r"(?P<time>[0-9]+(\.[0-9]+)?(e\+[0-9]+)?)_(?P<sequence>[0-9.]*)_(?P<index>[0-9]+)\.npy")
 
 Float32 = npt.NDArray[np.float32]
 
@@ -68,7 +68,8 @@ class FileName(msgspec.Struct, frozen=True, kw_only=True, order=True):
 def file_name(arrival_s: float, head: Sequence[int], index: int, *, prefill: bool) -> str:
     """The name of a row; `head` are the first ids of the sequence, 20 of them suffice."""
     ids = map(str, head) if prefill else (str(float(token)) for token in head)
-    return f"{arrival_s!r}_{''.join(ids)[:_KEY_LENGTH]}_{index}.npy"
+    # as many decimals as wall time has, always: the contest's script sorts the names as text
+    return f"{arrival_s:.7f}_{''.join(ids)[:_KEY_LENGTH]}_{index}.npy"
 
 
 def parse_name(name: str) -> FileName:
@@ -92,10 +93,10 @@ class Writer:
         self.every = header.every
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._manifest: IO[bytes] = manifest_path(folder).open("ab")
+            self._manifest: IO[bytes] = manifest_path(folder).open("a+b")
         except OSError as error:
             raise InputError(f"{folder}: cannot write logits there ({error.strerror})") from error
-        if self._manifest.tell() == 0:  # a restarted agent goes on with the same files
+        if _drop_torn_line(self._manifest) == 0:  # a restarted agent goes on with the same files
             self._append(header)
 
     def wants(self, index: int) -> bool:
@@ -124,6 +125,12 @@ class Writer:
     def _append(self, line: Header | Row) -> None:
         self._manifest.write(msgspec.json.encode(line) + b"\n")
         self._manifest.flush()
+
+
+def _drop_torn_line(file: IO[bytes]) -> int:
+    """Cut off what stands behind the last newline; gives the size that is left."""
+    file.seek(0)
+    return file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class Dump(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,8 +164,12 @@ def read_dump(folder: Path) -> Dump:
 def read_row(path: Path) -> Float32:
     """One row as float32 [V]; the prefill and decode shapes both. Raises InputError naming what is wrong."""
     try:
-        values: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            if file.read(6) != b"\x93NUMPY":  # np.load takes archives too
+                raise ValueError("it is not in the .npy format")
+            file.seek(0)
+            values: npt.NDArray[np.generic] = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, MemoryError) as error:
         raise InputError(f"{path.name}: cannot be read as an array ({_reason(error)})") from error
     if values.ndim not in (2, 3) or values.size != values.shape[-1] or values.size == 0:
         raise InputError(f"{path.name}: expected shape (1, V) or (1, 1, V), found {values.shape}")
@@ -170,4 +181,4 @@ def read_row(path: Path) -> Float32:
 def _reason(error: Exception) -> str:
     if "pickle" in str(error):
         return "it holds pickled objects, which are never loaded: they can run code"
-    return str(error) or "it is empty"
+    return " ".join(str(error).split())
