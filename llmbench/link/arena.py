@@ -113,7 +113,7 @@ class StepArrays:
         self.token_ids[: len(tokens)] = tokens
         return len(tokens)
 
-    def batch(self, num_sequences: int, num_tokens: int, want_logits: bool = False) -> Batch:
+    def batch(self, num_sequences: int, num_tokens: int) -> Batch:
         """The step as the engine takes it."""
         slots = self.slots[:num_sequences]
         context_lens = self.context_lens[:num_sequences]
@@ -126,7 +126,6 @@ class StepArrays:
             block_tables=self.block_tables[slots],
             wants_token=self.wants_token[:num_sequences],
             sampling=sampling,
-            want_logits=want_logits,
         )
 
     def store(self, result: StepResult) -> None:

@@ -1,9 +1,9 @@
 """The engine in this process, without server or link: `LLM(model).generate(prompts)`."""
 
 import secrets
-from collections.abc import Callable
 from collections.abc import Sequence as Sequences
 
+import msgspec
 import numpy as np
 
 from llmbench import engines
@@ -63,18 +63,12 @@ class LLM:
         return [self.tokenizer.decode(sequence.output_ids) for sequence in sequences]
 
     def logits(self, token_ids: Sequences[int]) -> Float32:
-        """The logits after each token, float32 [len, vocab]: the sequence is fed token by token, as in decode."""
+        """The logits after each token, float32 [len, vocab], in one prefill. Raises PromptEmpty, PromptTooLong."""
         if not token_ids:
             raise PromptEmpty("no tokens to compute logits for")
-        sequence = self._sequence(list(token_ids[:1]), len(token_ids), Sampling(ignore_eos=True))
-        rows: list[Float32] = []
-
-        def force(row: Float32) -> int:
-            rows.append(row)
-            return int(token_ids[min(len(rows), len(token_ids) - 1)])
-
-        self._run([sequence], force)
-        return np.stack(rows)
+        pieces: list[Float32] = []
+        self._run([self._sequence(list(token_ids), 0, None)], pieces)
+        return np.concatenate(pieces)
 
     def close(self) -> None:
         """Give back what the engine holds."""
@@ -97,24 +91,25 @@ class LLM:
             eos_ids=self._eos_ids,
         )
 
-    def _run(self, sequences: list[Sequence], forced: Callable[[Float32], int] | None = None) -> None:
-        """Run sequences to their end. `forced` gets each logits row, float32 [vocab], and says what the token is."""
+    def _run(self, sequences: list[Sequence], pieces: list[Float32] | None = None) -> None:
+        """Run sequences to their end. `pieces` gets the logits of every prompt token, float32 [n, vocab] each."""
         try:
             for sequence in sequences:
                 self._scheduler.add(sequence)
             while (plan := self._scheduler.plan()) is not None:
-                result = self._step(plan, want_logits=forced is not None)
-                token_ids = result.token_ids.tolist()
-                if forced is not None:
-                    assert result.logits is not None, "the engine was asked for logits"
-                    token_ids = [forced(row) for row in result.logits]
-                self._scheduler.commit(plan, token_ids, result.chosen_logits.tolist())
+                result = self._step(plan, score_prompts=pieces is not None)
+                if pieces is not None:
+                    pieces += result.prompt_logits
+                self._scheduler.commit(plan, result.token_ids.tolist(), result.chosen_logits.tolist())
         finally:
             for sequence in sequences:
                 self._scheduler.cancel(sequence)  # only after an error: what has ended is not there any more
 
-    def _step(self, plan: Plan, want_logits: bool) -> StepResult:
+    def _step(self, plan: Plan, score_prompts: bool) -> StepResult:
         place(self._arrays, plan)
         rows, steps = step_rows(plan)
         num_tokens = self._arrays.write(rows, steps)
-        return self._engine.step(self._arrays.batch(len(rows), num_tokens, want_logits))
+        batch = self._arrays.batch(len(rows), num_tokens)
+        if not score_prompts:
+            return self._engine.step(batch)
+        return self._engine.step(msgspec.structs.replace(batch, score_prompts=np.ones(len(rows), np.bool_)))
