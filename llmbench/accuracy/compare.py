@@ -5,7 +5,7 @@ reference. Unlike that script, rows are joined by (request, index) where both si
 broadcast, every file must have its counterpart, and what differs is named.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -120,7 +120,7 @@ def join(base: Dump, new: Dump) -> tuple[list[Pair], list[Finding]]:
     pairs = []
     for key, file in base_files.items():
         if key in new_files:
-            pairs.append(Pair(file, new_files[key], names.get(file)))
+            pairs.append(Pair(file, new_files[key], names.get(file) or names.get(new_files[key])))
         else:
             findings.append(_finding("missing", file, names.get(file), f"is in {base.folder} but not in {new.folder}"))
     for key in new_files.keys() - base_files.keys():
@@ -209,12 +209,17 @@ def _both_know(base: Dump, new: Dump) -> bool:
 
 
 def _by_request(dump: Dump) -> _Side:
-    """Files by (request id, index), as the manifest says; files that it does not know are reported."""
+    """Files by (request id, index), as the manifest says; files that it does not know are reported.
+
+    Requests of one id are told apart by the order in which they came, which is that of the file names.
+    """
     assert dump.rows is not None, "the dump has a manifest"
     files: dict[tuple[str, int, int], str] = {}
     findings = []
-    for row in dump.rows:
-        files[row.request_id, row.index, 0] = row.file
+    seen: Counter[tuple[str, int]] = Counter()
+    for row in sorted(dump.rows, key=lambda row: row.file):
+        files[row.request_id, row.index, seen[row.request_id, row.index]] = row.file
+        seen[row.request_id, row.index] += 1
         if row.file not in dump.files:
             findings.append(
                 _finding("missing", row.file, row.request_id, f"its manifest lists it, {dump.folder} lacks it")
