@@ -7,85 +7,84 @@ up matrices are negated, since silu(g) * u = (-g) * (-u) / (1 + exp(-g)).
 """
 
 import math
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench.weights.model import Model, ModelConfig
+from llmbench.engines._matrix import Layout, Matrix, Workers
+from llmbench.weights.model import Model
 
 Float32 = npt.NDArray[np.float32]
+Blocks = Iterator[tuple[int, Float32]]
 
 
 class Layer(msgspec.Struct, frozen=True):
-    """float32 matrices as [in, out]: `qkv` [hidden, (heads + 2 kv_heads) * head_dim], `gate_up` [hidden, 2 ffn]."""
+    """`qkv` is hidden -> (heads + 2 kv_heads) * head_dim, in this order; `gate_up` is hidden -> 2 ffn."""
 
-    qkv: Float32
+    qkv: Matrix
     qkv_bias: Float32 | None
-    output: Float32
-    gate_up: Float32
-    down: Float32
+    output: Matrix
+    gate_up: Matrix
+    down: Matrix
 
 
 class LlamaWeights(msgspec.Struct, frozen=True):
-    """`embedding` float32 [vocab, hidden], `head` [hidden, vocab], `final_norm` [hidden] unless it is in the head."""
+    """`head` is hidden -> vocab. Tied embeddings are in it alone: then `embedding` float32 [vocab, hidden] is None, and
+    `final_norm` [hidden], which is else in the head, is given.
+    """
 
-    embedding: Float32
+    embedding: Float32 | None
     layers: list[Layer]
     final_norm: Float32 | None
-    head: Float32
+    head: Matrix
+
+    def embed(self, token_ids: npt.NDArray[np.int32]) -> Float32:
+        """float32 [T, hidden]."""
+        return self.head.columns(token_ids) if self.embedding is None else self.embedding[token_ids]
 
 
-def load(model: Model) -> LlamaWeights:
-    """Read a model, block by block, into the merged matrices; no second copy of a matrix is made."""
+def load(model: Model, layout: Layout, workers: Workers) -> LlamaWeights:
+    """Read a model into the merged matrices, most of it block by block; no second copy of the whole is made."""
     config = model.config
-    embedding = model.tensor("model.embed_tokens.weight")
-    layers = [_layer(model, f"model.layers.{i}.") for i in range(config.num_layers)]
+    layers = [_layer(model, f"model.layers.{i}.", layout, workers) for i in range(config.num_layers)]
     norm = _norm(model, "model.norm.weight")
+    head = Matrix(config.hidden_size, config.vocab_size, layout, workers)
     if config.tie_embeddings:
-        return LlamaWeights(embedding=embedding, layers=layers, final_norm=norm, head=embedding.T)
-    head = np.empty((config.hidden_size, config.vocab_size), np.float32)
-    _transpose_into(head, model, "lm_head.weight", norm)
+        head.fill(0, model.blocks("model.embed_tokens.weight"))
+        return LlamaWeights(embedding=None, layers=layers, final_norm=norm, head=head)
+    head.fill(0, _scaled(model, "lm_head.weight", norm))
+    embedding = model.tensor("model.embed_tokens.weight")
     return LlamaWeights(embedding=embedding, layers=layers, final_norm=None, head=head)
 
 
-def num_bytes(config: ModelConfig) -> int:
-    """What the loaded weights take."""
-    return 4 * config.num_parameters
-
-
-def _layer(model: Model, prefix: str) -> Layer:
+def _layer(model: Model, prefix: str, layout: Layout, workers: Workers) -> Layer:
     config = model.config
     hidden, ffn, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
     attention, mlp = prefix + "self_attn.", prefix + "mlp."
-    scale = np.float32(1 / math.sqrt(dim))
     norm = _norm(model, prefix + "input_layernorm.weight")
-    qkv = np.empty((hidden, queries + 2 * keys), np.float32)
-    q, k, v = np.split(qkv, [queries, queries + keys], axis=1)
-    _transpose_into(q, model, attention + "q_proj.weight", norm * scale)
-    _transpose_into(k, model, attention + "k_proj.weight", norm)
-    _transpose_into(v, model, attention + "v_proj.weight", norm)
-    _pair_halves(q, dim)
-    _pair_halves(k, dim)
+    qkv = Matrix(hidden, queries + 2 * keys, layout, workers)
+    qkv.fill(0, _paired(model, attention + "q_proj.weight", norm / np.float32(math.sqrt(dim))))
+    qkv.fill(queries, _paired(model, attention + "k_proj.weight", norm))
+    qkv.fill(queries + keys, _scaled(model, attention + "v_proj.weight", norm))
     norm = -_norm(model, prefix + "post_attention_layernorm.weight")
-    gate_up = np.empty((hidden, 2 * ffn), np.float32)
-    _transpose_into(gate_up[:, :ffn], model, mlp + "gate_proj.weight", norm)
-    _transpose_into(gate_up[:, ffn:], model, mlp + "up_proj.weight", norm)
-    output, down = np.empty((queries, hidden), np.float32), np.empty((ffn, hidden), np.float32)
-    _transpose_into(output, model, attention + "o_proj.weight")
-    _transpose_into(down, model, mlp + "down_proj.weight")
-    bias = _qkv_bias(model, attention, scale) if config.attention_bias else None
+    gate_up = Matrix(hidden, 2 * ffn, layout, workers)
+    gate_up.fill(0, _scaled(model, mlp + "gate_proj.weight", norm))
+    gate_up.fill(ffn, _scaled(model, mlp + "up_proj.weight", norm))
+    output, down = Matrix(queries, hidden, layout, workers), Matrix(ffn, hidden, layout, workers)
+    output.fill(0, model.blocks(attention + "o_proj.weight"))
+    down.fill(0, model.blocks(mlp + "down_proj.weight"))
+    bias = _qkv_bias(model, attention) if config.attention_bias else None
     return Layer(qkv=qkv, qkv_bias=bias, output=output, gate_up=gate_up, down=down)
 
 
-def _qkv_bias(model: Model, prefix: str, scale: np.float32) -> Float32:
+def _qkv_bias(model: Model, prefix: str) -> Float32:
     """float32 [(heads + 2 kv_heads) * head_dim], scaled and reordered as the matrix is."""
+    dim = model.config.head_dim
     q, k, v = (model.tensor(f"{prefix}{part}_proj.bias") for part in "qkv")
-    q *= scale
-    _pair_halves(q[None], model.config.head_dim)
-    _pair_halves(k[None], model.config.head_dim)
-    return np.concatenate([q, k, v])
+    return np.concatenate([_pair_halves(q / np.float32(math.sqrt(dim)), dim), _pair_halves(k, dim), v])
 
 
 def _norm(model: Model, name: str) -> Float32:
@@ -93,22 +92,17 @@ def _norm(model: Model, name: str) -> Float32:
     return model.tensor(name) * np.float32(math.sqrt(model.config.hidden_size))
 
 
-def _transpose_into(out: Float32, model: Model, name: str, scale: Float32 | None = None) -> None:
-    """out[i, o] = weight[o, i] * scale[i], in pieces that stay in the cache."""
-    for start, block in model.blocks(name):
-        for row in range(0, len(block), 64):
-            piece = block[row : row + 64].T
-            target = out[:, start + row : start + row + piece.shape[1]]
-            if scale is None:
-                target[:] = piece
-            else:
-                np.multiply(piece, scale[:, None], out=target)
+def _scaled(model: Model, name: str, scale: Float32) -> Blocks:
+    """The blocks of a weight [out, in] times scale [in]."""
+    return ((start, block * scale) for start, block in model.blocks(name))
 
 
-def _pair_halves(matrix: Float32, dim: int) -> None:
-    """Reorder, in place, the columns of each head from (x0 x1 … y0 y1 …) to (x0 y0 x1 y1 …)."""
-    rows, columns = matrix.shape
-    for row in range(0, rows, 256):
-        part = matrix[row : row + 256]
-        halves = part.reshape(len(part), columns // dim, 2, dim // 2)
-        part[:] = halves.swapaxes(2, 3).reshape(len(part), columns)
+def _paired(model: Model, name: str, scale: Float32) -> Blocks:
+    """A weight [out, in] times scale [in], whole, since the rows of a head are reordered."""
+    yield 0, _pair_halves(model.tensor(name) * scale, model.config.head_dim)
+
+
+def _pair_halves(rows: Float32, dim: int) -> Float32:
+    """The rows of each head from (x0 x1 … y0 y1 …) to (x0 y0 x1 y1 …)."""
+    halves = rows.reshape(len(rows) // dim, 2, dim // 2, -1)
+    return halves.swapaxes(1, 2).reshape(rows.shape)

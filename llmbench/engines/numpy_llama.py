@@ -10,7 +10,8 @@ import psutil
 from llmbench.engines import Batch, Capacity, EngineSettings, StepResult
 from llmbench.engines import _attention as attention
 from llmbench.engines import _llama_weights as weights
-from llmbench.engines._blas import Threads, available_threads
+from llmbench.engines import _matrix as matrix
+from llmbench.engines._blas import available_threads, has_small_matrix_kernels, set_threads
 from llmbench.engines._sampling import pick
 from llmbench.errors import InputError, ServingError
 from llmbench.weights.model import Model, ModelConfig
@@ -43,10 +44,10 @@ class NumpyLlama:
     def __init__(self, model: Model, settings: EngineSettings) -> None:
         config = model.config
         _check_memory(model)
-        Threads().set(settings.threads or available_threads())
         self._config = config
         self._heads = attention.Heads(config.num_heads, config.num_kv_heads, config.head_dim)
-        self._weights = weights.load(model)
+        self._workers, layout = _share_out(settings.threads or available_threads())
+        self._weights = weights.load(model, layout, self._workers)
         self._block_size = settings.block_size
         num_blocks = settings.num_blocks or _choose_num_blocks(config, settings)
         shape = (config.num_layers, num_blocks, settings.block_size, 2 * config.num_kv_heads, config.head_dim)
@@ -70,7 +71,8 @@ class NumpyLlama:
 
     def close(self) -> None:
         """Give back the weights and the cache."""
-        self._weights = weights.LlamaWeights(np.empty((0, 0), np.float32), [], None, np.empty((0, 0), np.float32))
+        self._workers.close()
+        self._weights.layers.clear()
         self._cache = np.empty((0, 0, 0, 0, 0), np.float32)
         self._scratch = attention.Scratch()
 
@@ -106,13 +108,13 @@ class NumpyLlama:
 
     def _layers(self, batch: Batch, plan: Plan) -> Float32:
         """float32 [m, hidden] behind all layers, of the tokens whose logits are wanted."""
-        x = self._weights.embedding[batch.token_ids]
+        x = self._weights.embed(batch.token_ids)
         last = self._config.num_layers - 1
         for i, layer in enumerate(self._weights.layers):
             attended = self._attend(layer, self._cache[i], x, plan)
             if i == last:  # behind the last keys and values, only the rows that give logits matter
                 x, attended = x[plan.logit_rows], attended[plan.logit_rows]
-            x += attended @ layer.output
+            x += self._multiply(layer.output, attended, "added")
             for row in range(0, len(x), _MLP_ROWS):
                 self._mlp(layer, x[row : row + _MLP_ROWS])
         return x
@@ -120,7 +122,7 @@ class NumpyLlama:
     def _attend(self, layer: weights.Layer, cache: Float32, x: Float32, plan: Plan) -> Float32:
         """float32 [T, heads * head_dim]; writes the new keys and values of this layer."""
         heads, num = self._heads, len(x)
-        qkv = np.matmul(self._normalised(x), layer.qkv, out=self._scratch.get("qkv", num, layer.qkv.shape[1]))
+        qkv = self._multiply(layer.qkv, self._normalised(x), "qkv")
         if layer.qkv_bias is not None:
             qkv += layer.qkv_bias
         qkv = qkv.reshape(num, -1, heads.head_dim)
@@ -137,13 +139,13 @@ class NumpyLlama:
     def _mlp(self, layer: weights.Layer, x: Float32) -> None:
         """x += down(silu(gate(x)) * up(x)), in place; both matrices are negated, see _llama_weights."""
         num, ffn = len(x), self._config.intermediate_size
-        both = np.matmul(self._normalised(x), layer.gate_up, out=self._scratch.get("both", num, 2 * ffn))
+        both = self._multiply(layer.gate_up, self._normalised(x), "both")
         gate, up = both[:, :ffn], both[:, ffn:]
         denominator = np.exp(gate, out=self._scratch.get("denominator", num, ffn))
         denominator += 1
         gate *= up
         gate /= denominator
-        x += gate @ layer.down
+        x += self._multiply(layer.down, gate, "added")
 
     def _normalised(self, x: Float32) -> Float32:
         """float32 [T, hidden]: x / sqrt(sum(x^2) + hidden * eps); the rest of RMSNorm is in the next matrix."""
@@ -157,7 +159,11 @@ class NumpyLlama:
         hidden = self._normalised(x)
         if self._weights.final_norm is not None:
             hidden *= self._weights.final_norm
-        return hidden @ self._weights.head
+        return self._weights.head.multiply(hidden, np.empty((len(x), self._weights.head.padded), np.float32))
+
+    def _multiply(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
+        """float32 [T, num_out], in a work array of this name."""
+        return by.multiply(x, self._scratch.get(scratch, len(x), by.padded))
 
 
 def engine(model: Model, settings: EngineSettings) -> NumpyLlama:
@@ -209,12 +215,22 @@ def _rotations(config: ModelConfig, num_positions: int) -> npt.NDArray[np.comple
 
 
 def _check_memory(model: Model) -> None:
-    needed, free = weights.num_bytes(model.config), psutil.virtual_memory().available
+    needed, free = 4 * model.config.num_parameters, psutil.virtual_memory().available
     if needed > 0.9 * free:
         raise InputError(
             f"model {model.name}: its weights take {needed / 1e9:.1f} GB in float32, {free / 1e9:.1f} GB are free;"
             " take a smaller one, or random:<preset>,layers=N for fewer layers"
         )
+
+
+def _share_out(num_threads: int) -> tuple[matrix.Workers, matrix.Layout]:
+    """Threads of our own over panels where BLAS is fast with small matrices; else the threads of BLAS over whole ones.
+
+    Ours sleep while they wait. Those of OpenBLAS spin, which stalls them for milliseconds when a core is shared.
+    """
+    panels = has_small_matrix_kernels()
+    set_threads(1 if panels else num_threads)
+    return matrix.Workers(num_threads if panels else 1), matrix.PANELS if panels else matrix.WHOLE
 
 
 def _choose_num_blocks(config: ModelConfig, settings: EngineSettings) -> int:

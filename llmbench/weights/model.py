@@ -101,9 +101,9 @@ class Model:
         return self._source.rows(name, start, stop)
 
     def blocks(self, name: str) -> Iterator[tuple[int, Float32]]:
-        """A tensor in pieces of at most 16 MiB: the first row of each, and float32 [rows, ...]."""
+        """A tensor in pieces of about 16 MiB: the first row of each, and float32 [rows, ...]."""
         shape = self.shape(name)
-        step = max(1, _BLOCK_ELEMENTS // math.prod(shape[1:]))
+        step = max(64, _BLOCK_ELEMENTS // math.prod(shape[1:]) // 64 * 64)  # 64: readers that tile get whole tiles
         for start in range(0, shape[0], step):
             yield start, self.rows(name, start, min(start + step, shape[0]))
 

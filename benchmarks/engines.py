@@ -1,0 +1,193 @@
+"""How fast the NumPy engine is beside Hugging Face's generate in float32: both from one run, in turns, as ratios.
+
+    python benchmarks/engines.py --model random:110m --rounds 3
+
+Decode: 32 prompt tokens and 64 new ones, greedy; tokens/s = batch * 63 / (t(64 new) - t(1 new)).
+Prefill: 512 / t(1 new) at batch 1. Each side has a process of its own, so that their threads do not meet; while one
+works the other waits. A ratio is the median over the rounds of ours / theirs, each from the same round.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from llmbench import engines
+from llmbench.weights.model import Model, ModelConfig, open_model
+
+Int32 = npt.NDArray[np.int32]
+Generate = Callable[[Int32, int], float]
+"""Seconds to generate so many tokens after prompts int32 [batch, length]."""
+
+_NEW_TOKENS = 64
+
+
+class Workload(msgspec.Struct, frozen=True):
+    """What is generated, and what of the time is counted."""
+
+    name: str
+    batch: int
+    prompt_len: int
+    decode: bool
+
+
+WORKLOADS = [
+    Workload("decode, batch 1", 1, 32, True),
+    Workload("decode, batch 16", 16, 32, True),
+    Workload("decode, batch 64", 64, 32, True),
+    Workload("prefill 512", 1, 512, False),
+]
+
+
+def main() -> None:
+    """Measure in turns and print."""
+    options = _options()
+    sides = {side: _start(side, options.model, options.threads) for side in _MAKERS}
+    print(f"{options.model}, {options.threads} threads, {options.rounds} rounds; tokens/s, medians")
+    for workload in WORKLOADS[: options.workloads]:
+        speeds: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(options.rounds + 1):  # the first warms up
+            for side, connection in sides.items():
+                connection.send(workload)
+                speeds[side].append(connection.recv())
+        print(_line(workload, speeds["numpy_llama"][1:], speeds["hf"][1:]), flush=True)
+    for connection in sides.values():
+        connection.send(None)
+
+
+def ours(model: Model, num_threads: int) -> Generate:
+    """The NumPy engine, driven as a scheduler would."""
+    settings = engines.EngineSettings(num_blocks=64 * 8, threads=num_threads)
+    engine = engines.get("numpy_llama", model, settings)
+    tables = np.random.default_rng(0).permutation(64 * 8).astype(np.int32)
+
+    def generate(prompts: Int32, num_new: int) -> float:
+        batch, length = prompts.shape
+        width = -(-(length + num_new) // settings.block_size)
+        blocks = tables[: batch * width].reshape(batch, width)
+        start = time.perf_counter()
+        tokens = engine.step(_batch(prompts.ravel(), length, length, blocks)).token_ids
+        for i in range(1, num_new):
+            tokens = engine.step(_batch(tokens, 1, length + i, blocks)).token_ids
+        return time.perf_counter() - start
+
+    return generate
+
+
+def theirs(model: Model, num_threads: int) -> Generate:
+    """Hugging Face's generate on the same weights."""
+    torch.set_num_threads(num_threads)
+    transformers.logging.set_verbosity_error()
+    reference = hugging_face(model)
+
+    def generate(prompts: Int32, num_new: int) -> float:
+        ids = torch.from_numpy(prompts.astype(np.int64))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            reference.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                min_new_tokens=num_new,
+                max_new_tokens=num_new,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        return time.perf_counter() - start
+
+    return generate
+
+
+def hugging_face(model: Model) -> transformers.PreTrainedModel:
+    """The Hugging Face model with the weights of ours, float32."""
+    kinds = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    }
+    config_kind, model_kind = kinds[model.config.architecture]
+    reference = model_kind(config_kind(**_hf_fields(model.config)))
+    state = {name: torch.from_numpy(model.tensor(name)) for name in model.names()}
+    reference.load_state_dict(state, strict=not model.config.tie_embeddings)
+    return reference.float().eval()
+
+
+def _hf_fields(config: ModelConfig) -> dict[str, object]:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+_MAKERS = {"numpy_llama": ours, "hf": theirs}
+
+
+def _start(side: str, model: str, num_threads: int) -> Connection:
+    """A process that answers each workload with tokens per second, until it is sent None."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=_serve, args=(there, side, model, num_threads), daemon=True).start()
+    return here
+
+
+def _serve(connection: Connection, side: str, model: str, num_threads: int) -> None:
+    generate = _MAKERS[side](open_model(model), num_threads)
+    vocab_size = open_model(model).config.vocab_size
+    while (workload := connection.recv()) is not None:
+        prompts = np.random.default_rng(1).integers(3, vocab_size, (workload.batch, workload.prompt_len), np.int32)
+        first_s = generate(prompts, 1)
+        if workload.decode:
+            more_s = generate(prompts, _NEW_TOKENS) - first_s
+            connection.send(workload.batch * (_NEW_TOKENS - 1) / more_s)
+        else:
+            connection.send(workload.batch * workload.prompt_len / first_s)
+
+
+def _batch(tokens: Int32, query_len: int, context_len: int, blocks: Int32) -> engines.Batch:
+    """A step in which all sequences are equally long, greedy."""
+    num = len(blocks)
+    return engines.Batch(
+        token_ids=tokens,
+        query_lens=np.full(num, query_len, np.int32),
+        context_lens=np.full(num, context_len, np.int32),
+        block_tables=blocks,
+        wants_token=np.ones(num, np.bool_),
+        sampling=np.zeros(num, engines.SAMPLING),
+    )
+
+
+def _line(workload: Workload, ours: list[float], theirs: list[float]) -> str:
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    middle = statistics.median(ratios)
+    return (
+        f"{workload.name:17}  numpy_llama {statistics.median(ours):7.0f}   hf {statistics.median(theirs):7.0f}"
+        f"   ratio {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="random:110m")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workloads", type=int, default=len(WORKLOADS), help="only the first so many")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
