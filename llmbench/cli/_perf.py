@@ -60,11 +60,13 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
     say = _sayer(quiet)
     dialect = protocols.get(settings.dialect, **({"data_shape": settings.data_shape} if settings.data_shape else {}))
     plan = _plan(settings, say)
-    folder = files.new_folder(Path(settings.results), settings.name)
-    plans.save(plan, folder / "plan.jsonl.gz")
-    files.write_json(folder / "config.json", settings)
-    files.write_json(folder / "environment.json", files.environment())
+    if settings.out_dir is not None:
+        files.make_folder(Path(settings.out_dir), "--out-dir")
     with _target(settings, say) as target:
+        folder = files.new_folder(Path(settings.results), settings.name)
+        plans.save(plan, folder / "plan.jsonl.gz")
+        files.write_json(folder / "config.json", settings)
+        files.write_json(folder / "environment.json", files.environment())
         timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
         progress = None if quiet or not sys.stderr.isatty() else _progress
         outcome = run(plan, target, dialect, timeouts, folder / "journal.jsonl", settings.concurrency, progress)

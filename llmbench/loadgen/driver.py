@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from llmbench.clock import now_ns
+from llmbench.errors import LlmbenchError
 from llmbench.loadgen._pacer import alarm
 from llmbench.loadgen.client import Client, Exchange
 from llmbench.loadgen.record import Record, Status
@@ -42,7 +43,10 @@ class Counts(msgspec.Struct):
 
 
 class Driver:
-    """Sends a plan through a client; every planned request ends in exactly one record, given to `finished`."""
+    """Sends a plan through a client; every planned request ends in exactly one record, given to `finished`.
+
+    An LlmbenchError that `finished` raises ends the run.
+    """
 
     def __init__(
         self,
@@ -130,7 +134,7 @@ class Driver:
         self.counts.add(record.status)
         try:
             self._on_finished(record)
-        except OSError as error:  # the disk; inside a callback asyncio would take it for one of the connection
+        except LlmbenchError as error:  # a full disk
             self._fail(error)
         if self.counts.finished == self.counts.planned and not self._over.done():
             self._over.set_result(None)

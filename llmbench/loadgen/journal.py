@@ -6,7 +6,7 @@ from types import TracebackType
 
 import msgspec
 
-from llmbench.errors import InputError
+from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.loadgen.record import Record
 from llmbench.workload.plan import PlannedRequest
 
@@ -25,9 +25,13 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Journal:
-    """Appends records; each is handed to the system as one write, so that a killed run loses none that ended."""
+    """Appends records; each is handed to the system as one write, so that a killed run loses none that ended.
+
+    Raises InvalidMeasurement when the disk takes no more: a run without its records proves nothing.
+    """
 
     def __init__(self, path: Path, header: Header) -> None:
+        self._path = path
         self._file = path.open("xb", buffering=0)
         self._encoder = msgspec.json.Encoder()
         self._write(header)
@@ -45,7 +49,10 @@ class Journal:
         self._file.close()
 
     def _write(self, value: msgspec.Struct) -> None:
-        self._file.write(self._encoder.encode(value) + b"\n")
+        try:
+            self._file.write(self._encoder.encode(value) + b"\n")
+        except OSError as error:
+            raise InvalidMeasurement(f"{self._path}: cannot keep the records ({error.strerror})") from error
 
 
 def read(path: Path) -> tuple[Header, list[Record]]:

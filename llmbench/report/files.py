@@ -25,18 +25,22 @@ _PACKAGES = ("uvloop", "msgspec", "numpy", "sentencepiece", "mindspore", "mindfo
 
 def new_folder(results: Path, name: str) -> Path:
     """Make `results/<when>-<name>`, with a number behind it when there is one already. Raises InputError."""
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 1000):
-            folder = results / (f"{stamp()}-{name}" + (f"-{number}" if number > 1 else ""))
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                continue
+    make_folder(results, "--results")
+    start = stamp()
+    for number in range(1, 1000):
+        folder = results / (f"{start}-{name}" + (f"-{number}" if number > 1 else ""))
+        if not folder.exists():
+            make_folder(folder, "--name")
             return folder
-    except OSError as error:
-        raise InputError(f"--results {results}: cannot make a folder there ({error.strerror})") from error
     raise InputError(f"--results {results}: a thousand runs named {name} in one second")
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make a folder that a flag names, if it is not there. Raises InputError now rather than after an hour's run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag} {folder}: cannot make this folder ({error.strerror})") from error
 
 
 def write_json(path: Path, value: Any) -> None:

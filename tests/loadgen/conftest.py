@@ -70,7 +70,7 @@ class ToyServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join(10)
         self._loop.close()
@@ -143,4 +143,4 @@ def serve() -> Iterator[Callable[[Script], ToyServer]]:
 
     yield start
     for server in servers:
-        server.stop()
+        server.close()

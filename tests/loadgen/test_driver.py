@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from llmbench import protocols
+from llmbench.errors import InvalidMeasurement
 from llmbench.loadgen.client import Client, Timeouts, locate
 from llmbench.loadgen.driver import Driver
 from llmbench.loadgen.record import Record
@@ -124,7 +125,7 @@ def test_an_error_while_a_record_is_kept_ends_the_run_instead_of_hanging(serve: 
     server = serve(lambda n, body: answer(["a", "b"]))
 
     def full_disk(record: Record) -> None:
-        raise OSError(28, "No space left on device")
+        raise InvalidMeasurement("journal.jsonl: No space left on device")
 
     async def work() -> None:
         client = Client(locate(server.url), protocols.get("contest"), Timeouts())
@@ -133,5 +134,5 @@ def test_an_error_while_a_record_is_kept_ends_the_run_instead_of_hanging(serve: 
         finally:
             await client.close()
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InvalidMeasurement, match="No space"):
         asyncio.run(work())

@@ -12,9 +12,7 @@ HEADER = Header(
     plan_sha256="abc", num_requests=3, url="http://x:1", dialect="contest", start_ns=1_000, start_wall_s=1.5
 )
 RECORDS = [
-    Record(
-        index=1, status="answered", due_ns=2_000, sent_ns=2_001, stamps_ns=[5, 6], tokens=[1, 2], text="é\n\u2028"
-    ),
+    Record(index=1, status="answered", due_ns=2_000, sent_ns=2_001, stamps_ns=[5, 6], tokens=[1, 2], text="é\n\u2028"),
     Record(index=0, status="failed", reason="connect: Connection refused", due_ns=1_000),
 ]
 
