@@ -95,6 +95,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.num_preemptions = 0
         self._free_slots = list(range(limits.max_batch - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
@@ -180,8 +181,9 @@ class Scheduler:
     def _start(self, sequence: Sequence, plan: Plan) -> bool:
         """Give a sequence its slot and the blocks of its whole prompt; false when those are not free."""
         shared = [] if sequence.sampling.prompt_logprobs is not None else self.pool.share(sequence.tokens())
-        # one token more than the prompt, or it might be preempted in the very next step
-        missing = self.pool.needed(sequence.num_tokens + 1) - len(shared)
+        # one token more than the prompt, or it might be preempted in the very next step; a prompt that is only scored
+        # may fill the cache and gets none
+        missing = self.pool.needed(min(sequence.num_tokens + 1, sequence.max_tokens)) - len(shared)
         if missing > self.pool.num_free:
             self.pool.release(shared)
             return False
@@ -231,6 +233,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._leave(sequence)
         sequence.num_preemptions += 1
+        self.num_preemptions += 1
         if not sequence.output_ids:
             sequence.prompt_scores.clear()  # they come again with the prompt
         self.waiting.appendleft(sequence)
