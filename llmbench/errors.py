@@ -1,16 +1,19 @@
 """The errors of llmbench; foreign errors are translated where the foreign library is called.
 
-    LlmbenchError                exit  HTTP
-    ├── InputError                 2    400   wrong usage, configuration or input file
-    │   ├── ConfigError            2    400   a settings file or flag; names the key
-    │   └── RequestError           2    400   one request's body or parameters
-    │       ├── PromptTooLong      2    400   prompt and answer together pass the server's limit
-    │       └── PromptEmpty        2    400   nothing to continue, or the padding id inside
-    ├── CheckFailed                1      -   a requested gate, SLO or accuracy check failed
-    ├── InvalidMeasurement         3      -   the measurement itself is not valid or not comparable
-    └── ServingError               3    500   the serving stack could not do its work
-        ├── Overloaded             3    503   the queue is full; carries retry_after_s
-        └── AgentDied              3    500   the agent process ended, or its step failed
+LlmbenchError                exit  HTTP
+├── InputError                 2    400   wrong usage, configuration or input file
+│   ├── ConfigError            2    400   a settings file or flag; names the key
+│   └── RequestError           2    400   one request's body or parameters
+│       ├── PromptTooLong      2    400   prompt and answer together pass the server's limit
+│       ├── PromptEmpty        2    400   nothing to continue, or the padding id inside
+│       ├── BodyTooLarge       2    413   the body passes the server's limit
+│       └── Unauthorised       2    401   the API key is missing or wrong
+├── CheckFailed                1      -   a requested gate, SLO or accuracy check failed
+├── InvalidMeasurement         3      -   the measurement itself is not valid or not comparable
+└── ServingError               3    500   the serving stack could not do its work
+    ├── Overloaded             3    503   the queue is full; carries retry_after_s
+    ├── TimedOut               3    504   the answer took longer than the server allows
+    └── AgentDied              3    500   the agent process ended, or its step failed
 """
 
 
@@ -44,6 +47,18 @@ class PromptEmpty(RequestError):
     """The prompt has no tokens, or the padding id is among them."""
 
 
+class BodyTooLarge(RequestError):
+    """The body passes the server's limit."""
+
+    http_status = 413
+
+
+class Unauthorised(RequestError):
+    """The API key is missing or wrong."""
+
+    http_status = 401
+
+
 class CheckFailed(LlmbenchError):
     """A requested gate, SLO or accuracy check failed."""
 
@@ -66,6 +81,12 @@ class Overloaded(ServingError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TimedOut(ServingError):
+    """The answer took longer than the server allows."""
+
+    http_status = 504
 
 
 class AgentDied(ServingError):

@@ -5,6 +5,7 @@
 
 import codecs
 import re
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -71,6 +72,16 @@ class Tokenizer:
         byte = int(piece[3:-1], 16)  # "<0x9F>"
         return chr(byte) if byte < 0x80 else f"\\x{byte:02x}"
 
+    @cached_property
+    def plain(self) -> list[str | None]:
+        """The text of every id that stands for the same text wherever it is, its leading space included; None else."""
+        ids = list(range(self.vocab_size))
+        pieces, are_bytes = self._processor.IdToPiece(ids), self._processor.IsByte(ids)
+        return [
+            None if is_byte or self.is_special(token_id) else piece.replace("\u2581", " ")
+            for token_id, piece, is_byte in zip(ids, pieces, are_bytes, strict=True)
+        ]
+
     def is_special(self, token_id: int) -> bool:
         """Whether an id stands for no text: bos, eos, unk, other control pieces, and what pads a model's vocabulary."""
         return token_id >= self.vocab_size or token_id == self.unk_id or bool(self._processor.IsControl(token_id))
@@ -91,18 +102,22 @@ class Detokenizer:
     """Turns one answer's ids into text piece by piece; joined, the pieces are the text of all ids.
 
     A piece whose bytes do not yet make a whole character is held back until the rest has come, or `flush`.
-    Cost per token does not grow with the length of the answer: only the ids since the last whole piece, and one
-    piece before them for the space in between, are decoded again.
+    Cost per token does not grow with the length of the answer: an id behind whole characters is looked up; otherwise
+    the ids since the last whole piece, and one piece before them for the space in between, are decoded again.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._plain = tokenizer.plain
         self._context: list[int] = []  # ids whose text has been given, kept so that spaces come out right
-        self._context_text = ""
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
         """The text that this id completes, or nothing."""
+        plain = self._plain[token_id] if token_id < len(self._plain) else None
+        if plain is not None and self._context and not self._pending:  # an answer's first piece loses its space
+            self._context = [token_id]
+            return plain
         if self._tokenizer.is_special(token_id):
             return ""
         self._pending.append(token_id)
@@ -119,7 +134,6 @@ class Detokenizer:
 
     def _give(self, text: str, count: int) -> str:
         """The new part of `text`, which the first `count` pending ids complete."""
-        piece = text[len(self._context_text) :]
+        piece = text[len(self._tokenizer.decode(self._context)) :]
         self._context, self._pending = self._pending[:count], self._pending[count:]
-        self._context_text = self._tokenizer.decode(self._context)
         return piece

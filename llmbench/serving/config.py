@@ -25,6 +25,24 @@ class CaptureRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     every: int = 100
 
 
+class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client may do.
+
+    `max_body_bytes` of a request, and `body_timeout_s` until it is there; `request_timeout_s` from its arrival to the
+    end of its answer; a client that takes nothing of its answer for `idle_timeout_s` is dropped; `drain_s` is what
+    answers under way get when the server is told to stop. `max_connections` None sets no limit. With an `api_key`
+    every route but /health wants `Authorization: Bearer KEY`.
+    """
+
+    max_body_bytes: int = 16 << 20
+    body_timeout_s: float = 30.0
+    request_timeout_s: float = 3600.0
+    idle_timeout_s: float = 60.0
+    drain_s: float = 5.0
+    max_connections: int | None = None
+    api_key: str | None = None
+
+
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The bundled stack.
 
@@ -46,6 +64,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pad_id: int | None = 0
     eos_ids: tuple[int, ...] | None = None
     model_dtype: str | None = None
+    http: Http = Http()
     limits: Limits = Limits()
     kv_cache: KvCache = KvCache()
     dialects: dict[str, dict[str, Any]] = {}
@@ -93,11 +112,16 @@ def _check(built: ServeConfig, source: str) -> None:
         "kv_cache.block_size": cache.block_size,
         "kv_cache.num_blocks": cache.num_blocks,
         "threads": built.threads,
+        "http.max_body_bytes": built.http.max_body_bytes,
+        "http.max_connections": built.http.max_connections,
         "capture.every": built.capture.every if built.capture else None,
     }
     for key, value in positive.items():
         if value is not None and value < 1:
             raise ConfigError(f"{source}: {key}: must be at least 1, got {value}")
+    for key in ("body_timeout_s", "request_timeout_s", "idle_timeout_s"):
+        if not getattr(built.http, key) > 0:
+            raise ConfigError(f"{source}: http.{key}: must be above 0, got {getattr(built.http, key)}")
     if limits.max_tokens_per_step < limits.max_batch:
         raise ConfigError(
             f"{source}: limits.max_tokens_per_step: must be at least limits.max_batch ({limits.max_batch}), "

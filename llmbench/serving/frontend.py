@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from llmbench.errors import LlmbenchError, Overloaded, PromptEmpty
+from llmbench import clock
+from llmbench.errors import LlmbenchError, Overloaded, PromptEmpty, TimedOut
+from llmbench.serving.observe import Observer
 from llmbench.serving.scheduler import Emission, Scheduler
 from llmbench.serving.sequence import Score, Sequence
 from llmbench.serving.stops import StopTexts
@@ -41,6 +43,8 @@ class _Ticket:
     index: int
     detokenizer: Detokenizer
     stops: StopTexts | None
+    arrival_ns: int
+    first_token_ns: int = 0
     num_given: int = 0
 
     def put(self, piece: Delta | LlmbenchError) -> None:
@@ -57,13 +61,19 @@ class Frontend:
         eos_ids: frozenset[int],
         pad_id: int | None,
         wake: asyncio.Event,
+        observer: Observer,
     ) -> None:
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._pad_id = pad_id
         self._wake = wake
+        self._observer = observer
+        self.stopping = False
+        """Whether new requests are refused because the server is about to end."""
         self._tickets: dict[Sequence, _Ticket] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._last_arrival_s = 0.0
 
     def submit(self, requests: Iterable[Request]) -> Mailbox:
@@ -71,6 +81,8 @@ class Frontend:
 
         Raises PromptEmpty, PromptTooLong or Overloaded, and then none is queued: a refused request is answered at once.
         """
+        if self.stopping:
+            raise Overloaded("the server is stopping")
         mailbox = Mailbox()
         try:
             for index, request in enumerate(requests):
@@ -82,6 +94,7 @@ class Frontend:
         return mailbox
 
     def _submit(self, request: Request, mailbox: Mailbox, index: int) -> None:
+        self._observer.num_received += 1
         prompt = request.prompt
         prompt_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not prompt_ids or self._pad_id in prompt_ids:
@@ -100,25 +113,72 @@ class Frontend:
         self._scheduler.add(sequence)
         stop = request.sampling.stop
         stops = StopTexts(stop, request.sampling.include_stop) if stop else None
-        self._tickets[sequence] = _Ticket(mailbox, index, Detokenizer(self._tokenizer), stops)
+        self._tickets[sequence] = _Ticket(mailbox, index, Detokenizer(self._tokenizer), stops, clock.now_ns())
+        self._idle.clear()
         mailbox.sequences.append(sequence)
 
     def cancel(self, mailbox: Mailbox) -> None:
         """The client has gone: its blocks are free at once. Nothing happens when the answers were complete."""
         for sequence in mailbox.sequences:
-            if self._tickets.pop(sequence, None):
+            if ticket := self._forget(sequence):
                 self._scheduler.cancel(sequence)
+                self._finished("cancelled", ticket, clock.now_ns())
 
     def deliver(self, emissions: list[Emission]) -> None:
         """Detokenise a step's tokens and hand them to those who wait for them."""
+        if not emissions:
+            return
+        now_ns = clock.now_ns()
+        self._observer.num_generated_tokens += len(emissions)
         for emission in emissions:
             ticket = self._tickets.get(emission.sequence)
-            if ticket is not None:
-                delta = self._delta(ticket, *emission)
-                ticket.put(delta)
-                if delta.finish_reason is not None:
-                    del self._tickets[emission.sequence]
-                    self._scheduler.cancel(emission.sequence)  # does nothing unless a stop text ended it
+            if ticket is None:
+                continue
+            if not ticket.num_given:
+                self._first_token(ticket, emission.sequence, now_ns)
+            delta = self._delta(ticket, *emission)
+            ticket.put(delta)
+            if delta.finish_reason is not None:
+                self._forget(emission.sequence)
+                self._scheduler.cancel(emission.sequence)  # does nothing unless a stop text ended it
+                self._finished(delta.finish_reason, ticket, now_ns)
+
+    def admitted(self, sequences: list[Sequence]) -> None:
+        """These begin to run now."""
+        for sequence in sequences:
+            if ticket := self._tickets.get(sequence):
+                self._observer.queue.observe(clock.seconds(ticket.arrival_ns, clock.now_ns()))
+
+    async def all_answered(self) -> None:
+        """Until no request is under way."""
+        await self._idle.wait()
+
+    def _forget(self, sequence: Sequence) -> _Ticket | None:
+        """This request is over; its ticket, unless it was over before."""
+        ticket = self._tickets.pop(sequence, None)
+        if not self._tickets:
+            self._idle.set()
+        return ticket
+
+    def expire(self, older_than_s: float) -> None:
+        """End the requests that came longer ago than that."""
+        now_ns = clock.now_ns()
+        late = [
+            each for each, ticket in self._tickets.items() if clock.seconds(ticket.arrival_ns, now_ns) > older_than_s
+        ]
+        for sequence in late:
+            self._scheduler.cancel(sequence)
+        self.fail(late, TimedOut(f"no complete answer within {older_than_s:g} s"))
+
+    def _first_token(self, ticket: _Ticket, sequence: Sequence, now_ns: int) -> None:
+        ticket.first_token_ns = now_ns
+        ttft_s = clock.seconds(ticket.arrival_ns, now_ns)
+        self._observer.first_token(ttft_s, len(sequence.prompt_ids), sequence.num_hits)
+
+    def _finished(self, reason: FinishReason, ticket: _Ticket, now_ns: int) -> None:
+        e2e_s = clock.seconds(ticket.arrival_ns, now_ns)
+        ttft_s = clock.seconds(ticket.arrival_ns, ticket.first_token_ns or now_ns)
+        self._observer.finished(reason, e2e_s, ttft_s, ticket.num_given)
 
     def _delta(
         self, ticket: _Ticket, sequence: Sequence, token_id: int, logit: float, reason: FinishReason | None
@@ -178,9 +238,9 @@ class Frontend:
     def fail(self, sequences: list[Sequence], error: LlmbenchError) -> None:
         """End these requests with an error."""
         for sequence in sequences:
-            ticket = self._tickets.pop(sequence, None)
-            if ticket is not None:
+            if ticket := self._forget(sequence):
                 ticket.put(error)
+                self._observer.num_failed += 1
 
     def fail_all(self, error: LlmbenchError) -> None:
         """End every request, also those that wait."""

@@ -5,12 +5,14 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from llmbench import clock
 from llmbench.errors import AgentDied, LlmbenchError
 from llmbench.link.arena import Row, StepArrays
 from llmbench.link.extras import Extra, Penalties, PromptTargets, Scored
 from llmbench.link.frames import Admitted
 from llmbench.link.remote import Agent
 from llmbench.serving.frontend import Frontend
+from llmbench.serving.observe import Observer
 from llmbench.serving.scheduler import Emission, Plan, Scheduler, Work
 from llmbench.serving.sequence import Sequence
 
@@ -30,11 +32,13 @@ class StepLoop:
         agent: Agent,
         start_agent: Callable[[], Awaitable[Agent]],
         wake: asyncio.Event,
+        observer: Observer,
     ) -> None:
         self._scheduler = scheduler
         self._frontend = frontend
         self._start_agent = start_agent
         self._wake = wake
+        self._observer = observer
         self.agent = agent
         self.ready = True
         self.num_restarts = 0
@@ -42,17 +46,20 @@ class StepLoop:
     async def run(self) -> None:
         """Until cancelled."""
         emissions: list[Emission] = []
+        last_ns: int | None = None  # when the step before gave its tokens
         while True:
             plan = self._scheduler.plan()
             if plan is None:
                 self._frontend.deliver(emissions)
                 emissions = []
+                last_ns = None
                 self._wake.clear()
                 if not self._scheduler.waiting:
                     await self._wake.wait()
                 continue
             try:
                 write_step(self.agent, plan)
+                self._frontend.admitted(plan.admitted)
                 self._frontend.deliver(emissions)  # overlaps the agent's step
                 emissions = []
                 token_ids, logits, scored = await self.agent.finish(len(plan.works))
@@ -66,6 +73,16 @@ class StepLoop:
             else:
                 take_scores(plan, scored)
                 emissions = self._scheduler.commit(plan, token_ids, logits)
+                last_ns = self._observe(emissions, last_ns)
+
+    def _observe(self, emissions: list[Emission], last_ns: int | None) -> int:
+        """Count the gaps between tokens; gives the instant of these ones."""
+        now_ns = clock.now_ns()
+        if last_ns is not None:
+            num_decoded = sum(len(emission.sequence.output_ids) > 1 for emission in emissions)
+            self._observer.step(num_decoded, clock.seconds(last_ns, now_ns))
+        self._observer.num_preemptions = self._scheduler.num_preemptions
+        return now_ns
 
     async def close(self) -> None:
         """End the agent."""

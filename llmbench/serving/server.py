@@ -1,94 +1,196 @@
-"""HTTP: every dialect's routes over one frontend, and `/health`."""
+"""HTTP: every dialect's routes over one frontend, `/health` and the metrics."""
 
+import asyncio
+import contextlib
+import hmac
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
-from llmbench.errors import LlmbenchError, ServingError
+from llmbench import clock
+from llmbench.errors import BodyTooLarge, LlmbenchError, Overloaded, RequestError, ServingError, TimedOut, Unauthorised
 from llmbench.protocols import Dialect, Host, HttpResponse, Reply
+from llmbench.serving import observe
+from llmbench.serving.config import Http
 from llmbench.serving.frontend import Frontend, Mailbox
+from llmbench.serving.observe import Observer
 
 _log = logging.getLogger(__name__)
 
-_MAX_BODY_BYTES = 16 << 20
 _LAST_WORDS_S = 2.0  # for answers that end with an error because the server stops
-
-
-def application(dialects: list[Dialect], frontend: Frontend, host: Host) -> web.Application:
-    """The routes of all dialects."""
-    app = web.Application(client_max_size=_MAX_BODY_BYTES)
-    posts: dict[str, list[Dialect]] = {}
-    for dialect in dialects:
-        for path in dialect.posts:
-            posts.setdefault(path, []).append(dialect)
-        for method, path in dialect.others:
-            app.router.add_route(method, path, _other_handler(dialect, host))
-    for path, speakers in posts.items():
-        app.router.add_post(path, _post_handler(speakers, frontend, host))
-
-    async def health(_: web.Request) -> web.Response:
-        ready = host.status().ready
-        return web.Response(text="ready\n" if ready else "the agent is starting\n", status=200 if ready else 503)
-
-    app.router.add_get("/health", health)
-    return app
-
+_SWEEP_EVERY_S = 0.5
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def _post_handler(speakers: list[Dialect], frontend: Frontend, host: Host) -> _Handler:
-    async def handle(http: web.Request) -> web.StreamResponse:
-        body = await http.read()
-        headers = {name.lower(): value for name, value in http.headers.items()}
-        dialect = next((each for each in speakers[:-1] if each.wants(http.path, body)), speakers[-1])
+class Server:
+    """The routes of all dialects over one frontend, and who is being answered."""
+
+    def __init__(
+        self, dialects: list[Dialect], frontend: Frontend, host: Host, observer: Observer, settings: Http
+    ) -> None:
+        self._frontend = frontend
+        self._host = host
+        self._observer = observer
+        self._settings = settings
+        self._writing: dict[asyncio.Transport, int] = {}  # who is being written to, since when
+        app = web.Application(client_max_size=settings.max_body_bytes)
+        self._add_routes(app.router, dialects)
+        # a handler is cancelled when its client has gone, so that its blocks are freed
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_WORDS_S)
+
+    def _add_routes(self, router: web.UrlDispatcher, dialects: list[Dialect]) -> None:
+        posts: dict[str, list[Dialect]] = {}
+        for dialect in dialects:
+            for path in dialect.posts:
+                posts.setdefault(path, []).append(dialect)
+            for method, path in dialect.others:
+                router.add_route(method, path, self._other_handler(dialect))
+        for path, speakers in posts.items():
+            router.add_post(path, self._post_handler(speakers))
+        router.add_get("/health", self._health)
+        router.add_get("/metrics", self._metrics)
+        router.add_get("/metrics-json", self._metrics_json)
+
+    def _post_handler(self, speakers: list[Dialect]) -> _Handler:
+        async def handle(http: web.Request) -> web.StreamResponse:
+            dialect = speakers[-1]
+            try:
+                body = await self._read(http)
+                dialect = next((each for each in speakers[:-1] if each.wants(http.path, body)), dialect)
+                headers = {name.lower(): value for name, value in http.headers.items()}
+                reply = dialect.parse(http.path, body, headers, self._host.status())
+            except LlmbenchError as error:
+                return _whole(dialect.reject(error))
+            try:
+                mailbox = self._frontend.submit(reply.requests)
+            except LlmbenchError as error:
+                return _whole(reply.refuse(error))
+            try:
+                return await self._answer(http, reply, mailbox)
+            finally:
+                self._frontend.cancel(mailbox)  # does nothing after a complete answer
+
+        return handle
+
+    def _other_handler(self, dialect: Dialect) -> _Handler:
+        async def handle(http: web.Request) -> web.StreamResponse:
+            try:
+                return _whole(dialect.answer(http.method, http.path, await self._read(http), self._host))
+            except LlmbenchError as error:
+                return _whole(dialect.reject(error))
+
+        return handle
+
+    async def _read(self, http: web.Request) -> bytes:
+        """The body. Raises Unauthorised, BodyTooLarge, or TimedOut when it does not come."""
+        self._check_key(http)
+        self._check_connections()
         try:
-            reply = dialect.parse(http.path, body, headers, host.status())
-        except LlmbenchError as error:
-            return _whole(dialect.reject(error))
+            return await asyncio.wait_for(http.read(), self._settings.body_timeout_s)
+        except web.HTTPRequestEntityTooLarge as error:
+            raise BodyTooLarge(f"the body has more than {self._settings.max_body_bytes} bytes") from error
+        except asyncio.TimeoutError as error:
+            raise TimedOut(f"the body did not come within {self._settings.body_timeout_s:g} s") from error
+        except (web.RequestPayloadError, ValueError) as error:
+            raise RequestError(f"the body cannot be read ({error})") from error
+
+    def _check_key(self, http: web.Request) -> None:
+        key = self._settings.api_key
+        given = http.headers.get("Authorization", "")
+        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            raise Unauthorised("the API key is missing or wrong: send `Authorization: Bearer KEY`")
+
+    def _check_connections(self) -> None:
+        most, server = self._settings.max_connections, self._runner.server
+        if most is not None and server is not None and len(server.connections) > most:
+            raise Overloaded(f"{most} clients are connected already; try again later")
+
+    async def _answer(self, http: web.Request, reply: Reply, mailbox: Mailbox) -> web.StreamResponse:
+        """Wait for the pieces and send them; what the status is shows with the first one."""
+        chunks = _chunks(reply, mailbox)
         try:
-            mailbox = frontend.submit(reply.requests)
+            first = await anext(chunks, b"")
+            if not reply.stream:
+                body = first + b"".join([chunk async for chunk in chunks])
+                return web.Response(body=body, headers=dict(reply.headers))
         except LlmbenchError as error:
             return _whole(reply.refuse(error))
+        response = web.StreamResponse(headers=dict(reply.headers))
+        response.enable_chunked_encoding()
+        await response.prepare(http)
+        await self._write(http, response, first)
         try:
-            return await _answer(http, reply, mailbox)
+            async for chunk in chunks:
+                await self._write(http, response, chunk)
+        except LlmbenchError as error:
+            for chunk in reply.abort(error):
+                await self._write(http, response, chunk)
+        await response.write_eof()
+        return response
+
+    async def _write(self, http: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+        """Write, known to `sweep` for as long as the client does not take it."""
+        transport = http.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        self._writing[transport] = clock.now_ns()
+        try:
+            await response.write(chunk)
         finally:
-            frontend.cancel(mailbox)  # does nothing after a complete answer
+            self._writing.pop(transport, None)
 
-    return handle
+    async def sweep(self) -> None:
+        """Until cancelled: drop clients that take nothing, end requests that take too long."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            now_ns = clock.now_ns()
+            for transport, since_ns in list(self._writing.items()):
+                if clock.seconds(since_ns, now_ns) > self._settings.idle_timeout_s:
+                    _log.warning("dropping a client that took nothing for %g s", self._settings.idle_timeout_s)
+                    transport.abort()
+            self._frontend.expire(self._settings.request_timeout_s)
 
+    async def drain(self) -> None:
+        """Refuse new requests, and wait a while for those under way."""
+        self._frontend.stopping = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._frontend.all_answered(), self._settings.drain_s)
+        self._frontend.fail_all(ServingError("the server is stopping"))
 
-def _other_handler(dialect: Dialect, host: Host) -> _Handler:
-    async def handle(http: web.Request) -> web.StreamResponse:
-        return _whole(dialect.answer(http.method, http.path, await http.read(), host))
+    async def listen(self, sockets: list[socket.socket]) -> None:
+        """Serve on bound sockets, until `close`."""
+        await self._runner.setup()
+        for bound in sockets:
+            await web.SockSite(self._runner, bound).start()
 
-    return handle
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._runner.cleanup()
 
+    async def _health(self, _: web.Request) -> web.Response:
+        ready = self._host.status().ready
+        return web.Response(text="ready\n" if ready else "the agent is starting\n", status=200 if ready else 503)
 
-async def _answer(http: web.Request, reply: Reply, mailbox: Mailbox) -> web.StreamResponse:
-    """Wait for the pieces and send them; what the status is shows with the first one."""
-    chunks = _chunks(reply, mailbox)
-    try:
-        first = await anext(chunks, b"")
-        if not reply.stream:
-            body = first + b"".join([chunk async for chunk in chunks])
-            return web.Response(body=body, headers=dict(reply.headers))
-    except LlmbenchError as error:
-        return _whole(reply.refuse(error))
-    response = web.StreamResponse(headers=dict(reply.headers))
-    response.enable_chunked_encoding()
-    await response.prepare(http)
-    try:
-        await response.write(first)
-        async for chunk in chunks:
-            await response.write(chunk)
-    except LlmbenchError as error:
-        for chunk in reply.abort(error):
-            await response.write(chunk)
-    await response.write_eof()
-    return response
+    async def _metrics(self, http: web.Request) -> web.Response:
+        if (refused := self._refused(http)) is not None:
+            return refused
+        body = observe.exposition(self._observer, self._host.status())
+        return web.Response(body=body, headers={"Content-Type": observe.CONTENT_TYPE})
+
+    async def _metrics_json(self, http: web.Request) -> web.Response:
+        if (refused := self._refused(http)) is not None:
+            return refused
+        return web.json_response(observe.averages(self._observer, self._host.status(), http.host))
+
+    def _refused(self, http: web.Request) -> web.Response | None:
+        try:
+            self._check_key(http)
+        except Unauthorised as error:
+            return web.Response(text=f"{error}\n", status=error.http_status)
+        return None
 
 
 async def _chunks(reply: Reply, mailbox: Mailbox) -> AsyncIterator[bytes]:
@@ -134,13 +236,3 @@ def _bound(host: str, port: int) -> socket.socket:
         bound.close()
         raise
     return bound
-
-
-async def listen(app: web.Application, sockets: list[socket.socket]) -> web.AppRunner:
-    """Serve on bound sockets; `cleanup` of the runner ends it."""
-    # a handler is cancelled when its client has gone, so that its blocks are freed
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_WORDS_S)
-    await runner.setup()
-    for bound in sockets:
-        await web.SockSite(runner, bound).start()
-    return runner

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 
 from llmbench import plugins, protocols
 from llmbench.engines import EngineSettings
-from llmbench.errors import ConfigError, ServingError
+from llmbench.errors import ConfigError
 from llmbench.link import arena, frames
 from llmbench.link.remote import Agent
 from llmbench.protocols import Dialect, Status
@@ -22,6 +23,7 @@ from llmbench.serving.blocks import BlockPool
 from llmbench.serving.config import ServeConfig
 from llmbench.serving.frontend import Frontend
 from llmbench.serving.loop import StepLoop, cancelled
+from llmbench.serving.observe import Observer
 from llmbench.serving.scheduler import Scheduler
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.weights.model import Model, open_model
@@ -60,14 +62,22 @@ async def _serve(config: ServeConfig, on_ready: Callable[[Running], None], until
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     if until_stdin_closes:
-        loop.add_reader(sys.stdin.fileno(), stop.set)  # nothing is ever written there: readable means the end
-    starting = asyncio.ensure_future(_run(config, on_ready))
+        loop.add_reader(sys.stdin.fileno(), _at_end_of_stdin, stop)
+    serving = asyncio.ensure_future(_run(config, on_ready))
     stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():
-        starting.cancel()  # also while the agent still loads its model
+    await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    serving.cancel()  # also while the agent still loads its model
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, serving.cancel)  # the second time, nobody waits for answers under way
     with contextlib.suppress(asyncio.CancelledError):
-        await starting
+        await serving
+
+
+def _at_end_of_stdin(stop: asyncio.Event) -> None:
+    """Nothing is ever written there: that it can be read means its end."""
+    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    stop.set()
 
 
 async def _run(config: ServeConfig, on_ready: Callable[[Running], None]) -> None:
@@ -82,60 +92,68 @@ async def started(config: ServeConfig) -> AsyncIterator[Running]:
     """The stack, answering; on leaving, no process and no shared memory is left behind."""
     model = open_model(config.model)
     tokenizer = open_tokenizer(model, config.tokenizer)
-    sockets = server.bind(config.host, config.port)
+    dialects = open_dialects(config)
     for path in arena.sweep():
         _log.warning("removed %s, left behind by a server that was killed", path)
+    async with contextlib.AsyncExitStack() as stack:
+        sockets = server.bind(config.host, config.port)
+        for bound in sockets:
+            stack.callback(bound.close)
+        starter = _AgentStarter(config)
+        agent = await starter.start()
+        capacity = agent.loaded.capacity
+        wake, observer = asyncio.Event(), Observer()
+        pool = BlockPool(capacity.num_blocks, capacity.block_size, config.limits.prefix_cache)
+        scheduler = Scheduler(config.limits, pool, _max_model_len(config, agent.loaded))
+        eos_ids = model.config.eos_ids if config.eos_ids is None else config.eos_ids
+        frontend = Frontend(scheduler, tokenizer, frozenset(eos_ids), config.pad_id, wake, observer)
+        loop = StepLoop(scheduler, frontend, agent, starter.start, wake, observer)
+        stack.push_async_callback(loop.close)
+        host = _Host(config, model, tokenizer, scheduler, loop)
+        http = server.Server(dialects, frontend, host, observer, config.http)
+        stack.push_async_callback(http.close)
+        for work in (loop.run(), http.sweep()):
+            task = asyncio.create_task(work)
+            task.add_done_callback(_crashed)
+            stack.push_async_callback(cancelled, task)
+        await http.listen(sockets)
+        stack.push_async_callback(http.drain)
+        yield _running(config, host.status(), loop, tokenizer, sockets[0])
 
-    sizes: list[arena.Dimensions] = []
 
-    async def start_agent() -> Agent:
-        agent = await Agent.start(_load(config), config.agent_host, config.agent_port)
+def _running(
+    config: ServeConfig, status: Status, loop: StepLoop, tokenizer: Tokenizer, bound: socket.socket
+) -> Running:
+    host, port = bound.getsockname()[:2]
+    return Running(
+        url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        model=status.model_name,
+        engine=loop.agent.loaded.engine,
+        dtype=loop.agent.loaded.dtype,
+        max_batch=status.max_batch,
+        max_model_len=status.max_model_len,
+        num_blocks=status.num_blocks,
+        block_size=status.block_size,
+        agent_pid=loop.agent.pid,
+        tokenizer=tokenizer.source,
+    )
+
+
+class _AgentStarter:
+    """Starts agents, the first and those after it, with an arena of the same size."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+
+    async def start(self) -> Agent:
+        """An agent with its model loaded. Raises LlmbenchError."""
+        agent = await Agent.start(_load(self._config), self._config.agent_host, self._config.agent_port)
         try:
-            if not sizes:
-                sizes.append(_dimensions(config, agent.loaded))
-            await agent.attach(sizes[0])
+            await agent.attach(_dimensions(self._config, agent.loaded))
         except BaseException:
             await agent.close()
             raise
         return agent
-
-    try:
-        agent = await start_agent()
-    except BaseException:
-        for bound in sockets:
-            bound.close()
-        raise
-    capacity = agent.loaded.capacity
-    max_model_len = _max_model_len(config, agent.loaded)
-    wake = asyncio.Event()
-    scheduler = Scheduler(config.limits, BlockPool(capacity.num_blocks, capacity.block_size), max_model_len)
-    eos_ids = model.config.eos_ids if config.eos_ids is None else config.eos_ids
-    frontend = Frontend(scheduler, tokenizer, frozenset(eos_ids), config.pad_id, wake)
-    loop = StepLoop(scheduler, frontend, agent, start_agent, wake)
-    host = _Host(config, model, tokenizer, scheduler, loop)
-    app = server.application(open_dialects(config), frontend, host)
-    stepping = asyncio.create_task(loop.run())
-    stepping.add_done_callback(_crashed)
-    runner = await server.listen(app, sockets)
-    try:
-        host, port = sockets[0].getsockname()[:2]
-        yield Running(
-            url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
-            model=config.model_name or model.name,
-            engine=agent.loaded.engine,
-            dtype=agent.loaded.dtype,
-            max_batch=config.limits.max_batch,
-            max_model_len=max_model_len,
-            num_blocks=capacity.num_blocks,
-            block_size=capacity.block_size,
-            agent_pid=agent.pid,
-            tokenizer=tokenizer.source,
-        )
-    finally:
-        await cancelled(stepping)
-        frontend.fail_all(ServingError("the server is stopping"))
-        await runner.cleanup()
-        await loop.close()
 
 
 class _Host:
