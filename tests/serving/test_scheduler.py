@@ -269,19 +269,53 @@ def test_the_youngest_gives_way_and_gets_the_same_answer_in_the_end() -> None:
         assert sequence.output_ids == alone(sequence.prompt_ids, 10, ignore_eos=True)
 
 
-def test_nobody_is_admitted_in_a_step_in_which_somebody_had_to_give_way() -> None:
+def two_that_need_more_than_there_is() -> tuple[Toy, Sequence]:
+    """An old sequence and a young one that has to give way at some step."""
     toy = Toy(num_blocks=6, block_size=2, max_batch=3)
     toy.add([1, 2, 3], 8, ignore_eos=True)
-    young = toy.add([4, 5, 6], 8, ignore_eos=True)
-    gave_way = False
-    while not gave_way:
-        newcomer = toy.add([7], 1)
-        plan = toy.begin()
-        assert plan is not None
-        gave_way = young.num_preemptions > 0
-        assert not gave_way or newcomer not in plan.admitted
-        toy.finish()
+    return toy, toy.add([4, 5, 6], 8, ignore_eos=True)
+
+
+def steps_until_it_gives_way() -> int:
+    toy, young = two_that_need_more_than_there_is()
+    while not young.num_preemptions:
+        toy.step()
+    return toy.num_steps - 1
+
+
+def test_nobody_is_admitted_in_a_step_in_which_somebody_had_to_give_way() -> None:
+    toy, young = two_that_need_more_than_there_is()
+    for _ in range(steps_until_it_gives_way()):
+        toy.step()
+    newcomer = toy.add([7], 1)
+    plan = toy.begin()
+    assert plan is not None
+    assert young.num_preemptions == 1
+    assert toy.pool.num_free >= toy.pool.needed(2), "there would have been room"
+    assert plan.admitted == []
+    toy.finish()
     toy.run()
+    assert newcomer in toy.ended
+
+
+def test_who_gave_way_comes_back_before_those_who_came_later() -> None:
+    toy, young = two_that_need_more_than_there_is()
+    for _ in range(steps_until_it_gives_way()):
+        toy.step()
+    later = toy.add([7, 8, 9], 3, ignore_eos=True)
+    toy.step()
+    assert list(toy.scheduler.waiting) == [young, later]
+
+
+def test_those_who_were_overtaken_keep_their_order() -> None:
+    toy = Toy(num_blocks=8, block_size=4, max_batch=3)
+    toy.add(range(8), 8, ignore_eos=True)
+    toy.step()
+    big = [toy.add(range(28), 1), toy.add(range(27), 1)]
+    small = toy.add([1], 1)
+    toy.step()
+    assert small in toy.ended
+    assert list(toy.scheduler.waiting) == big
 
 
 @pytest.mark.parametrize("when", ["waiting", "running", "in a step", "ended"])
