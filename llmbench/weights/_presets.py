@@ -83,5 +83,4 @@ def fields(preset: str) -> dict[str, Any]:
 
 
 def _embedded_vocab_size() -> int:
-    path = tokenizer.embedded_path().parent / "config.json"
-    return int(config.read(path)["vocab_size"]) if path.exists() else 4096
+    return int(config.read(tokenizer.embedded_path().parent / "config.json")["vocab_size"])
