@@ -30,6 +30,9 @@ _UNUSED = {
     "serving_config.prefill_batch_waiting_time": "prompts are batched without waiting",
     "serving_config.decode_batch_waiting_time": "the original never used it",
     "serving_config.enable_host_post_sampling": "sampling always happens at the agent's host",
+    "basic_inputs.type": "the engine makes its own inputs",
+    "extra_inputs.type": "the engine makes its own inputs",
+    "warmup_inputs.type": "the engine makes its own inputs",
 }
 _READ = {
     "model_config": (
@@ -39,15 +42,17 @@ _READ = {
     "serving_config": ("agent_ports", "agent_ip", "server_port"),
     "pa_config": ("num_blocks", "block_size", "decode_seq_length"),
     "tokenizer": ("type", "vocab_file"),
-    "basic_inputs": ("type",),
-    "extra_inputs": ("type",),
-    "warmup_inputs": ("type",),
+    "basic_inputs": (),
+    "extra_inputs": (),
+    "warmup_inputs": (),
 }  # fmt: skip
+
+_TOKENIZER = "LlamaTokenizer"
 
 
 def recognise(values: dict[str, Any]) -> bool:
     """Whether this is an llm-serving file rather than one of ours."""
-    return "model_config" in values and "serving_config" in values
+    return "model_config" in values or "serving_config" in values
 
 
 def translate(values: dict[str, Any], source: str, model: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -74,6 +79,9 @@ def translate(values: dict[str, Any], source: str, model: str | None) -> tuple[d
             "names a MindFormers model, which this version does not load; say what to serve with --model "
             "(embedded, random:llama2-7b, or a Hugging Face folder)",
         )
+    kind = file.text("tokenizer.type", _TOKENIZER)
+    if kind != _TOKENIZER:
+        raise file.error("tokenizer.type", f"only {_TOKENIZER}, a sentencepiece tokenizer.model, is read; got {kind!r}")
     vocab_file = file.get("tokenizer.vocab_file")
     if vocab_file:
         ours["tokenizer"] = str(vocab_file)
@@ -103,6 +111,8 @@ class _File:
         for block, fields in self._values.items():
             if block not in _READ:
                 raise self.error(block, f"unknown block; known: {', '.join(_READ)}")
+            if not isinstance(fields, dict | None):
+                raise self.error(block, f"expected keys with values, found {fields!r}")
             for key in fields or {}:
                 self._check_key(block, key)
 
@@ -117,6 +127,10 @@ class _File:
         block, _, name = key.partition(".")
         value = (self._values.get(block) or {}).get(name)
         return default if value is None else value
+
+    def given(self, block: str) -> list[str]:
+        """The dotted keys of a block."""
+        return [f"{block}.{key}" for key in self._values.get(block) or {}]
 
     def integer(self, key: str, default: int | None = None) -> Any:
         value = self.get(key, default)
@@ -163,6 +177,7 @@ def _kv_cache(file: _File) -> dict[str, Any]:
         file.notes.append(
             "model_config.page_attention: false asks for one slot per sequence; the cache is paged anyway"
         )
+        file.notes += [f"{key} has no effect: model_config.page_attention is false" for key in file.given("pa_config")]
         return {}
     if file.get("pa_config.decode_seq_length") is not None:
         file.notes.append("pa_config.decode_seq_length has no effect: block tables are as wide as the longest sequence")
