@@ -143,5 +143,3 @@ def _top(logits: Float32, count: int) -> npt.NDArray[np.intp]:
     candidates = np.sort(np.argpartition(-logits, count - 1, axis=1)[:, :count], axis=1)
     order = np.argsort(-np.take_along_axis(logits, candidates, axis=1), axis=1, kind="stable")
     return np.take_along_axis(candidates, order, axis=1)
-
-

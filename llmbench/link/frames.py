@@ -8,7 +8,6 @@ The server speaks first after the agent has said hello; every message of the ser
     agent   Done | Refused       server  Stop
 """
 
-import asyncio
 import socket
 import struct
 from typing import TypeAlias
@@ -136,13 +135,24 @@ def body_length(head: bytes) -> int:
     return int(length)
 
 
-async def receive(reader: asyncio.StreamReader) -> Frame:
-    """The next frame, at the server. Raises AgentDied when the connection ends."""
-    try:
-        head = await reader.readexactly(_LENGTH.size)
-        return decode(await reader.readexactly(body_length(head)))
-    except (asyncio.IncompleteReadError, OSError) as error:
-        raise AgentDied("the agent process has gone") from error
+class Assembler:
+    """Puts frames together from bytes in any cut."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that these bytes complete. Raises AgentDied when they are none."""
+        data = self._rest + data
+        frames, at = [], 0
+        while len(data) - at >= _LENGTH.size:
+            end = at + _LENGTH.size + body_length(data[at : at + _LENGTH.size])
+            if end > len(data):
+                break
+            frames.append(decode(data[at + _LENGTH.size : end]))
+            at = end
+        self._rest = data[at:]
+        return frames
 
 
 class Channel:

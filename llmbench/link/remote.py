@@ -5,8 +5,9 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Sequence
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -21,36 +22,95 @@ _GOODBYE_S = 2.0  # how long an agent may take to end by itself
 FrameT = TypeVar("FrameT", bound=msgspec.Struct)
 
 
+class _Connection(asyncio.Protocol):
+    """The server's end of one connection: frames out, and in their order frames in, or the error that ended it.
+
+    A protocol rather than a stream: a frame reaches who waits for it one turn of the event loop earlier.
+    """
+
+    _transport: asyncio.Transport
+
+    def __init__(self, greeted: "Callable[[_Connection, frames.Frame], None]") -> None:
+        self._greeted: Callable[[_Connection, frames.Frame], None] | None = greeted
+        self._assembler = frames.Assembler()
+        self._arrived: deque[frames.Frame] = deque()
+        self._waiting: asyncio.Future[frames.Frame] | None = None
+        self._error: AgentDied | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._assembler.feed(data):
+                self._arrive(frame)
+        except AgentDied as error:
+            self._end(error)
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(AgentDied("the agent process has gone"))
+
+    def send(self, frame: frames.Frame) -> None:
+        """Send a frame. Raises the error that ended the connection."""
+        if self._error is not None:
+            raise self._error
+        self._transport.write(frames.encode(frame))
+
+    async def receive(self) -> frames.Frame:
+        """The next frame. Raises the error that ended the connection."""
+        if self._arrived:
+            return self._arrived.popleft()
+        if self._error is not None:
+            raise self._error
+        self._waiting = asyncio.get_running_loop().create_future()
+        return await self._waiting
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _arrive(self, frame: frames.Frame) -> None:
+        if self._greeted is not None:
+            greeted, self._greeted = self._greeted, None
+            greeted(self, frame)
+        elif self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(frame)
+        else:
+            self._arrived.append(frame)
+
+    def _end(self, error: AgentDied) -> None:
+        self._error = self._error or error
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(self._error)
+
+
 class Agent:
     """One agent process. `start` and `attach` come first, then any number of steps, one at a time."""
 
     loaded: frames.Loaded
     arrays: StepArrays
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, connection: _Connection) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._connection = connection
         self.engine_ns = 0
         """Nanoseconds that the engine spent in all steps so far."""
 
     @classmethod
     async def start(cls, load: frames.Load, host: str = "127.0.0.1", port: int = 0) -> "Agent":
         """Start a process and let it load the model. Raises the agent's error, or AgentDied when it ends before."""
-        connected: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        connected: asyncio.Future[_Connection] = asyncio.get_running_loop().create_future()
         token = secrets.token_hex(16)
 
-        async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            hello = await frames.receive(reader)
-            if isinstance(hello, frames.Hello) and secrets.compare_digest(hello.token, token):
-                await connected.put((reader, writer))
+        def greeted(connection: _Connection, hello: frames.Frame) -> None:
+            known = isinstance(hello, frames.Hello) and secrets.compare_digest(hello.token.encode(), token.encode())
+            if known and not connected.done():
+                connected.set_result(connection)
             else:
-                writer.close()
+                connection.close()
 
         try:
-            listener = await asyncio.start_server(on_connection, host, port)
+            listener = await asyncio.get_running_loop().create_server(lambda: _Connection(greeted), host, port)
         except OSError as error:
             raise InputError(f"cannot listen for the agent on {host}:{port} ({error.strerror})") from error
         async with listener:
@@ -61,7 +121,7 @@ class Agent:
                 stdin=asyncio.subprocess.DEVNULL,
             )
             try:
-                agent = cls(process, *await _first(connected, process))
+                agent = cls(process, await _first(connected, process))
             except BaseException:
                 await _end(process)
                 raise
@@ -98,7 +158,9 @@ class Agent:
     ) -> None:
         """Hand over a step; the agent computes while the caller does other things."""
         num_tokens = self.arrays.write(rows, steps)
-        self._send(frames.Step(num_sequences=len(rows), num_tokens=num_tokens, admitted=admitted, extras=extras))
+        self._connection.send(
+            frames.Step(num_sequences=len(rows), num_tokens=num_tokens, admitted=admitted, extras=extras)
+        )
 
     async def finish(self, num_sequences: int) -> tuple[list[int], list[float], list[Scored]]:
         """Wait for the step: token ids (-1 where none was wanted), raw logits, and what the extras asked for.
@@ -111,22 +173,17 @@ class Agent:
 
     async def close(self) -> None:
         """Let the agent end; kill it when it does not."""
-        with contextlib.suppress(OSError, AgentDied):
-            self._send(frames.Stop())
-        self._writer.close()
+        with contextlib.suppress(AgentDied):
+            self._connection.send(frames.Stop())
+        self._connection.close()
         await _end(self._process, patience_s=_GOODBYE_S)
 
     async def _ask(self, message: frames.Frame, kind: type[FrameT]) -> FrameT:
-        self._send(message)
+        self._connection.send(message)
         return await self._answer(kind)
 
-    def _send(self, message: frames.Frame) -> None:
-        if self._writer.is_closing():
-            raise AgentDied(f"the agent process {self.pid} has gone")
-        self._writer.write(frames.encode(message))
-
     async def _answer(self, kind: type[FrameT]) -> FrameT:
-        answer = await frames.receive(self._reader)
+        answer = await self._connection.receive()
         if isinstance(answer, frames.Refused):
             error: type[LlmbenchError] = InputError if answer.exit_code == InputError.exit_code else ServingError
             raise error(answer.message)
@@ -135,19 +192,16 @@ class Agent:
         return answer
 
 
-async def _first(
-    connected: "asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]", process: asyncio.subprocess.Process
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _first(connected: "asyncio.Future[_Connection]", process: asyncio.subprocess.Process) -> _Connection:
     """The agent's connection, unless its process ends first."""
-    connection = asyncio.ensure_future(connected.get())
     ended = asyncio.ensure_future(process.wait())
     try:
-        await asyncio.wait((connection, ended), return_when=asyncio.FIRST_COMPLETED)
-        if connection.done():
-            return connection.result()
+        await asyncio.wait((connected, ended), return_when=asyncio.FIRST_COMPLETED)
+        if connected.done():
+            return connected.result()
         raise AgentDied(f"the agent process ended while starting, exit status {process.returncode}; see its output")
     finally:
-        connection.cancel()
+        connected.cancel()
         ended.cancel()
 
 

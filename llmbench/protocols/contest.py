@@ -151,25 +151,28 @@ class ContestReply:
         self.requests = (request,)
         self.stream = request.stream
         self._dialect = dialect
-        self._sse = sse
         self._full_text = full_text
-        self._tokens: list[dict[str, Any]] = []
+        self._sse = sse
+        self._texts: list[str] = []
+        self._tokens: list[str] = []  # as JSON: each stands in its own event twice, and in the last one again
         self._num_generated = 0  # the token that carries an error is not one
         stream_headers = _STREAM_HEADERS if sse else _PLAIN_HEADERS
         self.headers: tuple[tuple[str, str], ...] = stream_headers if request.stream else _JSON_HEADERS
+        self._before, self._after = _wrapping(sse, dialect.data_shape)
 
     def render(self, delta: Delta, index: int = 0) -> list[bytes]:
         """One line for each token, and after the last one the whole answer."""
         last = delta.finish_reason is not None
         events = []
-        for i, (token_id, logit) in enumerate(zip(delta.token_ids, delta.logits, strict=True)):
-            is_last = last and i == len(delta.token_ids) - 1
+        for i, (token_id, logit) in enumerate(
+            zip(delta.token_ids, delta.logits, strict=True), 1 - len(delta.token_ids)
+        ):
             # the text of a step belongs to its last token; the original loses that of the answer's last one
-            text = delta.text if i == len(delta.token_ids) - 1 else ""
-            self._num_generated += 1
-            events.append(self._token("" if is_last and self._dialect.drop_last_token else text, token_id, logit))
+            lost = i < 0 or (last and self._dialect.drop_last_token)
+            events.append(self._event("" if lost else delta.text, token_id, logit))
+        self._num_generated += len(events)
         lines = [self._line(event) for event in events] if self.stream else []
-        return lines + (self._end(str(delta.finish_reason)) if last else [])
+        return lines + self._end(str(delta.finish_reason)) if last else lines
 
     def refuse(self, error: LlmbenchError) -> HttpResponse:
         """The original's HTTP 200 with the error as the answer's text, where it has one; a `detail` else."""
@@ -180,40 +183,35 @@ class ContestReply:
     def abort(self, error: LlmbenchError) -> list[bytes]:
         """The error as one more token, then the end."""
         text, reason, token_id = _known(error) or _FAILED
-        event = self._token(text, token_id, 0.0, special=False)
+        event = self._event(text, token_id, 0.0)
         return ([self._line(event)] if self.stream else []) + self._end(reason)
 
-    def _token(self, text: str, token_id: int, logit: float, special: bool | None = None) -> dict[str, Any]:
-        special = text == "" if special is None else special
-        token = {"id": token_id, "logprob": logit, "special": special, "text": text}
+    def _event(self, text: str, token_id: int, logit: float) -> str:
+        """One token; `special` means that it has no text."""
+        quoted = _quote(text)
+        special = "false" if text else "true"
+        token = f'{{"id": {token_id}, "logprob": {logit!r}, "special": {special}, "text": {quoted}}}'
+        self._texts.append(text)
         self._tokens.append(token)
-        return {"details": None, "generated_text": text, "tokens": token, "top_tokens": [token]}
+        return f'{{"details": null, "generated_text": {quoted}, "tokens": {token}, "top_tokens": [{token}]}}'
 
     def _end(self, reason: str) -> list[bytes]:
         """The event with the whole answer, if it was wanted; for an answer that is not streamed, the answer."""
-        whole = {
-            "generated_text": "".join(token["text"] for token in self._tokens),
-            "finish_reason": reason,
-            "generated_tokens": self._num_generated,
-            "prefill": self._tokens[:1],
-            "seed": 0,
-            "tokens": self._tokens,
-            "top_tokens": [self._tokens[:1]],
-            "details": None,
-        }
+        first = self._tokens[0] if self._tokens else ""
+        whole = (
+            f'"generated_text": {_quote("".join(self._texts))}, "finish_reason": {_quote(reason)}, '
+            f'"generated_tokens": {self._num_generated}, "prefill": [{first}], "seed": 0, '
+            f'"tokens": [{", ".join(self._tokens)}], "top_tokens": [[{first}]]'
+        )
         if not self.stream:
-            return [_dump(whole)]
+            return [_encode(f'{{{whole}, "details": null}}')]
         if not self._full_text:
             return []
-        if self._sse:  # the original has `details` first here
-            whole = {"details": None} | {key: value for key, value in whole.items() if key != "details"}
-        return [self._line(whole)]
+        # SSE streams of the original have `details` first here
+        return [self._line(f'{{"details": null, {whole}}}' if self._sse else f'{{{whole}, "details": null}}')]
 
-    def _line(self, event: dict[str, Any]) -> bytes:
-        if not self._sse:
-            return b"data:" + _dump(event)
-        data = [event] if self._dialect.data_shape == "list" else event
-        return _dump({"event": "message", "retry": 30000, "data": data})
+    def _line(self, event: str) -> bytes:
+        return _encode(f"{self._before}{event}{self._after}")
 
 
 class ContestDecoder:
@@ -267,11 +265,21 @@ def _known(error: LlmbenchError) -> tuple[str, str, int] | None:
     return _FAILED if isinstance(error, AgentDied) else None
 
 
-def _dump(value: dict[str, Any]) -> bytes:
-    """One JSON line with Python's default separators; what `str.splitlines` would split on is escaped."""
-    text = json.dumps(value, ensure_ascii=False)
-    for character in "\x85\u2028\u2029":
-        if character in text:
+def _wrapping(sse: bool, data_shape: DataShape) -> tuple[str, str]:
+    """What stands before and behind the object in a line of a stream."""
+    if not sse:
+        return "data:", ""
+    opened, closed = ("[", "]") if data_shape == "list" else ("", "")
+    return f'{{"event": "message", "retry": 30000, "data": {opened}', f"{closed}}}"
+
+
+_quote = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _encode(text: str) -> bytes:
+    """One JSON line; what `str.splitlines` would split on is escaped."""
+    if not text.isascii():
+        for character in "\x85\u2028\u2029":
             text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode("utf-8", "surrogatepass") + b"\n"
 
