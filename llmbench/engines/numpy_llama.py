@@ -67,7 +67,11 @@ class NumpyLlama:
         with np.errstate(over="ignore"):  # exp(-gate) of a very negative gate: infinite, and silu then rightly 0
             hidden = self._layers(batch, plan)
             logits = self._head(hidden)
-        return _result(batch, logits)
+        try:
+            return _result(batch, logits)
+        except ServingError:
+            self._forget(batch)
+            raise
 
     def close(self) -> None:
         """Give back the weights and the cache."""
@@ -82,6 +86,12 @@ class NumpyLlama:
             raise ServingError(f"a sequence of {batch.context_lens.max()} tokens; at most {self._max_model_len} fit")
         if batch.token_ids.min() < 0 or batch.token_ids.max() >= self._config.vocab_size:
             raise ServingError(f"a token id is outside the vocabulary of {self._config.vocab_size}")
+
+    def _forget(self, batch: Batch) -> None:
+        """Clear the blocks of a step without finite logits: padding multiplies old values by 0, which NaN survives."""
+        needed = -(-batch.context_lens // self._block_size)
+        used = np.arange(batch.block_tables.shape[1]) < needed[:, None]
+        self._cache[:, batch.block_tables[used]] = 0
 
     def _plan(self, batch: Batch) -> Plan:
         query_lens, context_lens = batch.query_lens, batch.context_lens

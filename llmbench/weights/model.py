@@ -1,5 +1,6 @@
 """Models by what users type: `embedded`, `random:<preset>`, a Hugging Face folder; weights are read when asked for."""
 
+import difflib
 import hashlib
 import json
 import math
@@ -89,7 +90,10 @@ class Model:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor. Raises InputError when the model has no such tensor."""
         if name not in self._shapes:
-            raise InputError(f"{self.name}: {plugins.unknown('tensor', name, self.names()[:4])}, …")
+            near = difflib.get_close_matches(name, self._shapes, n=1)
+            raise InputError(
+                f"model {self.name}: no tensor {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
         return self._shapes[name]
 
     def tensor(self, name: str) -> Float32:
@@ -167,10 +171,10 @@ def _check_shapes(model: str, expected: dict[str, tuple[int, ...]], source: Sour
     there = set(source.names())
     for name, shape in expected.items():
         if name not in there:
-            raise InputError(f"{model}: tensor {name} is missing; the files do not fit their config.json")
+            raise InputError(f"model {model}: tensor {name} is missing; the files do not fit their config.json")
         if source.shape(name) != shape:
             raise InputError(
-                f"{model}: tensor {name} is {list(source.shape(name))}, but config.json asks for {list(shape)}"
+                f"model {model}: tensor {name} is {list(source.shape(name))}, but config.json asks for {list(shape)}"
             )
 
 

@@ -1,0 +1,247 @@
+"""The NumPy engine computes what the architecture says: against a plain reference here, and against Hugging Face."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import save_file
+
+from llmbench import engines
+from llmbench.engines import SAMPLING, Batch, Engine, EngineSettings
+from llmbench.errors import InputError, ServingError
+from llmbench.tokenizer import embedded_path
+from llmbench.weights.model import Model, open_model
+
+Ids = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+TOLERANCE = 1e-4
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 96,
+    "intermediate_size": 200,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "vocab_size": 301,
+    "max_position_embeddings": 640,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+QWEN2 = LLAMA | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+}
+PLAIN = LLAMA | {"num_key_value_heads": 6, "head_dim": 16, "intermediate_size": 832, "num_hidden_layers": 1}
+
+
+def write(folder: Path, config: dict[str, Any]) -> Path:
+    """A Hugging Face folder with random weights, float32; norms are not 1, and q and k large enough to look about."""
+    rng = np.random.default_rng(1)
+    hidden, ffn, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    shapes = {"model.embed_tokens": (config["vocab_size"], hidden), "model.norm": (hidden,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head"] = (config["vocab_size"], hidden)
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        shapes |= {layer + f"self_attn.{p}_proj": (queries if p == "q" else keys, hidden) for p in "qkv"}
+        shapes |= {layer + f"mlp.{p}_proj": (ffn, hidden) for p in ("gate", "up")}
+        shapes |= {layer + "self_attn.o_proj": (hidden, queries), layer + "mlp.down_proj": (hidden, ffn)}
+        shapes |= {layer + f"{p}_layernorm": (hidden,) for p in ("input", "post_attention")}
+    tensors = {
+        f"{name}.weight": (rng.standard_normal(shape) / np.sqrt(shape[-1])) * 1.5
+        if len(shape) == 2
+        else rng.random(shape)
+        for name, shape in shapes.items()
+    }
+    if config["model_type"] == "qwen2":
+        names = [name.removesuffix("weight") for name in tensors if name[-13:-11] in ("q_", "k_", "v_")]
+        tensors |= {name + "bias": rng.standard_normal(len(tensors[name + "weight"])) for name in names}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    metadata = {"format": "pt"}  # transformers asks for it
+    save_file({k: v.astype(np.float32) for k, v in tensors.items()}, folder / "model.safetensors", metadata)
+    return folder
+
+
+def reference(model: Model, ids: Ids) -> Float64:
+    """float64 [T, vocab]: the architecture written down as plainly as can be."""
+    config = model.config
+    weight = {name: model.tensor(name).astype(np.float64) for name in model.names()}
+    dim, group = config.head_dim, config.num_heads // config.num_kv_heads
+    angles = np.arange(len(ids))[:, None] * config.rope_theta ** (-np.arange(0, dim, 2) / dim)
+    cos, sin = (np.tile(f(angles), 2)[:, None] for f in (np.cos, np.sin))
+
+    def norm(x: Float64, name: str) -> Float64:
+        return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight[name])
+
+    def heads(x: Float64, name: str) -> Float64:
+        y = x @ weight[name + ".weight"].T + weight.get(name + ".bias", 0.0)
+        return np.asarray(y.reshape(len(x), -1, dim))
+
+    def rotate(x: Float64) -> Float64:
+        return np.asarray(x * cos + np.concatenate([-x[..., dim // 2 :], x[..., : dim // 2]], -1) * sin)
+
+    x = weight["model.embed_tokens.weight"][ids]
+    for i in range(config.num_layers):
+        layer = f"model.layers.{i}."
+        h = norm(x, layer + "input_layernorm.weight")
+        q, k, v = (heads(h, layer + f"self_attn.{p}_proj") for p in "qkv")
+        k, v = (np.repeat(y, group, axis=1) for y in (rotate(k), v))
+        scores = np.einsum("qhd,khd->hqk", rotate(q), k) / np.sqrt(dim)
+        scores += np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        x = x + np.einsum("hqk,khd->qhd", shares, v).reshape(len(ids), -1) @ weight[layer + "self_attn.o_proj.weight"].T
+        h = norm(x, layer + "post_attention_layernorm.weight")
+        gate, up = (h @ weight[layer + f"mlp.{p}_proj.weight"].T for p in ("gate", "up"))
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ weight[layer + "mlp.down_proj.weight"].T
+    head = "model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
+    return np.asarray(norm(x, "model.norm.weight") @ weight[head].T)
+
+
+def step(engine: Engine, tables: npt.NDArray[np.int32], *parts: tuple[Ids, int]) -> Float32:
+    """The logits of a step: of each sequence its new tokens, and how many are in the cache after it."""
+    num = len(parts)
+    batch = Batch(
+        token_ids=np.concatenate([new for new, _ in parts]).astype(np.int32),
+        query_lens=np.array([len(new) for new, _ in parts], np.int32),
+        context_lens=np.array([context_len for _, context_len in parts], np.int32),
+        block_tables=tables[:num],
+        wants_token=np.ones(num, np.bool_),
+        sampling=np.zeros(num, SAMPLING),
+        want_logits=True,
+    )
+    logits = engine.step(batch).logits
+    assert logits is not None
+    return logits
+
+
+def deviation(model: Model, expected: list[Float32] | list[Float64], ids: list[Ids], num_decoded: int) -> float:
+    """The largest |difference| of logits from `expected` [T, vocab] of each sequence: each alone and all together,
+    whole and in two pieces, then `num_decoded` tokens more.
+    """
+    longest = max(map(len, ids))
+    engine = engines.get("numpy_llama", model, EngineSettings(num_blocks=len(ids) * (longest // 16 + 1), threads=2))
+    tables = np.random.default_rng(0).permutation(engine.capacity().num_blocks).astype(np.int32).reshape(len(ids), -1)
+    worst = 0.0
+    for members in [*([i] for i in range(len(ids))), list(range(len(ids)))]:
+        starts = [len(ids[i]) - num_decoded for i in members]
+        for pieces in (1, 2):
+            for piece in range(pieces):
+                ends = [-(-start * (piece + 1) // pieces) for start in starts]
+                begins = [-(-start * piece // pieces) if start > 1 else 0 for start in starts]
+                parts = [(ids[i][b:e], e) for i, b, e in zip(members, begins, ends, strict=True)]
+                found = step(engine, tables, *parts)
+                worst = max(worst, *(abs(found[j] - expected[i][ends[j] - 1]).max() for j, i in enumerate(members)))
+        for k in range(num_decoded):
+            found = step(
+                engine, tables, *((ids[i][s + k : s + k + 1], s + k + 1) for i, s in zip(members, starts, strict=True))
+            )
+            worst = max(worst, *(abs(found[j] - expected[i][starts[j] + k]).max() for j, i in enumerate(members)))
+    engine.close()
+    return worst
+
+
+def random_ids(model: Model, *lengths: int) -> list[Ids]:
+    rng = np.random.default_rng(2)
+    return [rng.integers(3, model.config.vocab_size, length) for length in lengths]
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN2, PLAIN], ids=["llama-gqa", "qwen2-tied", "llama"])
+def test_logits_are_those_of_the_architecture(tmp_path: Path, config: dict[str, Any]) -> None:
+    model = open_model(str(write(tmp_path, config)))
+    ids = random_ids(model, 4, 19, 36, 100)
+    assert deviation(model, [reference(model, i) for i in ids], ids, num_decoded=3) < TOLERANCE
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("config", [LLAMA, QWEN2, PLAIN, None], ids=["llama-gqa", "qwen2-tied", "llama", "embedded"])
+def test_logits_are_those_of_hugging_face(tmp_path: Path, config: dict[str, Any] | None) -> None:
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs, about themselves
+        transformers = pytest.importorskip("transformers")
+        folder = embedded_path().parent if config is None else write(tmp_path, config)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = open_model("embedded" if config is None else str(folder))
+    lengths = (1, 2, 3, 7, 15, 16, 17, 31, 64, 100, 128, 200, 255, 300, 400, 512)
+    ids = random_ids(model, *(length + 3 for length in lengths))
+    with torch.inference_mode():
+        expected = [theirs(torch.from_numpy(i)[None]).logits[0].numpy() for i in ids]
+    assert deviation(model, expected, ids, num_decoded=3) < TOLERANCE
+
+
+def test_very_long_and_very_short_sequences_decode_together(tmp_path: Path) -> None:
+    model = open_model(str(write(tmp_path, PLAIN)))
+    ids = random_ids(model, 640, 2, 500, 3, 620, 33)
+    assert deviation(model, [reference(model, i) for i in ids], ids, num_decoded=1) < TOLERANCE
+
+
+def test_a_gate_that_overflows_the_exponential_gives_no_warning(tmp_path: Path) -> None:
+    config = PLAIN | {"vocab_size": 11}
+    path = write(tmp_path, config) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    model = open_model(str(tmp_path))
+    gates = model.tensor("model.layers.0.mlp.gate_proj.weight")
+    start = content.find(gates.tobytes())
+    content[start : start + gates.nbytes] = (gates * 1000).tobytes()
+    path.write_bytes(content)
+    ids = random_ids(model, 8)
+    with np.errstate(over="ignore"):
+        expected = [reference(model, i) for i in ids]
+    scale = float(abs(expected[0]).max())
+    assert deviation(model, expected, ids, num_decoded=1) < 1e-4 * max(1.0, scale)
+
+
+def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_path: Path) -> None:
+    path = write(tmp_path, PLAIN) / "model.safetensors"
+    model = open_model(str(tmp_path))
+    content = bytearray(path.read_bytes())
+    row = model.tensor("model.embed_tokens.weight")[7]
+    start = content.find(row.tobytes())
+    content[start : start + 4] = np.float32(np.nan).tobytes()
+    path.write_bytes(content)
+    engine = engines.get("numpy_llama", model, EngineSettings(num_blocks=4, threads=1))
+    tables = np.array([[0, 1]], np.int32)
+    good = np.array([8, 9, 10])
+    before = step(engine, tables, (good, 3))
+    with pytest.raises(ServingError, match="row 0 have the maximum nan"):
+        step(engine, tables, (np.array([7, 7, 7, 7, 7]), 5))
+    assert (step(engine, tables, (good, 3)) == before).all()
+    after = step(engine, tables, (good[:1], 4))
+    assert np.isfinite(after).all()
+
+
+def test_a_token_outside_the_vocabulary_is_an_error() -> None:
+    engine = engines.get("numpy_llama", open_model("random:tiny"), EngineSettings(num_blocks=4, threads=1))
+    for wrong in (-1, open_model("random:tiny").config.vocab_size):
+        with pytest.raises(ServingError, match="outside the vocabulary"):
+            step(engine, np.zeros((1, 1), np.int32), (np.array([wrong]), 1))
+
+
+def test_the_number_of_blocks_is_chosen_for_the_longest_sequences() -> None:
+    model = open_model("random:tiny")
+    engine = engines.get("numpy_llama", model, EngineSettings(max_batch=3, block_size=32, threads=1))
+    assert engine.capacity().num_blocks == 3 * 2048 // 32
+    assert engine.capacity().max_model_len == 2048
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read() -> None:
+    with pytest.raises(InputError, match=r"its weights take 26\d\d\.\d GB in float32, .* random:<preset>,layers=N"):
+        engines.get("numpy_llama", open_model("random:llama2-13b,layers=2080"), EngineSettings())
