@@ -1,0 +1,175 @@
+"""Framing without I/O: bytes in any cut become payloads, and JSON payloads become Deltas.
+
+Server-sent events as WHATWG's HTML standard (9.2.6) frames them, but for a lone carriage return as a line end, which
+no server of a language model sends; an event that the end of the body cuts off is still tried.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from llmbench.types import Delta
+
+_DONE = b"[DONE]"
+_SHOWN_BYTES = 80
+
+EVENT_STREAM = "text/event-stream"
+
+
+def event(value: Any, prefix: bytes = b"data: ") -> bytes:
+    """One server-sent event with a JSON payload, which has no line break inside."""
+    return prefix + msgspec.json.encode(value) + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Frames(Protocol):
+    """Cuts a body into payloads."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads that these bytes complete."""
+        ...
+
+    def close(self) -> list[bytes]:
+        """What is left when the body has ended."""
+        ...
+
+
+class Events:
+    """The `data` of server-sent events: with a space behind the colon or without, several lines joined."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The data of the events that these bytes complete."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [payload for line in lines for payload in self._line(line.removesuffix(b"\r"))]
+
+    def close(self) -> list[bytes]:
+        """The data of an event that lacks its empty line."""
+        line, self._rest = self._rest.removesuffix(b"\r"), b""
+        return (self._line(line) if line else []) + self._line(b"")
+
+    def _line(self, line: bytes) -> list[bytes]:
+        if not line:
+            data, self._data = self._data, []
+            return [b"\n".join(data)] if data else []
+        if line.startswith(b"data:"):  # comments begin with a colon; `event`, `id` and `retry` say nothing here
+            self._data.append(line[5:].removeprefix(b" "))
+        return []
+
+
+class Separated:
+    """Payloads with one byte behind each, as vLLM's and MindIE's `/generate` send them."""
+
+    def __init__(self, separator: bytes = b"\0") -> None:
+        self._separator = separator
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads that these bytes complete."""
+        *payloads, self._rest = (self._rest + data).split(self._separator)
+        return [payload for payload in payloads if payload.strip()]
+
+    def close(self) -> list[bytes]:
+        """The payload that lacks its separator."""
+        rest, self._rest = self._rest, b""
+        return [rest] if rest.strip() else []
+
+
+class Whole:
+    """One payload, which ends with the body."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Nothing before the end."""
+        self._parts.append(data)
+        return []
+
+    def close(self) -> list[bytes]:
+        """The body."""
+        body = b"".join(self._parts)
+        self._parts.clear()
+        return [body] if body.strip() else []
+
+
+class Reader(Protocol):
+    """What a dialect makes of the JSON objects of one response."""
+
+    def read(self, event: dict[str, Any]) -> Iterable[Delta]:
+        """The Deltas of one object. What it lacks may show as KeyError, TypeError, ValueError or IndexError."""
+        ...
+
+    def end(self, done: bool) -> Iterable[Delta]:
+        """What was held back until the end, said by `[DONE]` or of the body; nothing when the answer is not whole."""
+        ...
+
+
+class JsonDecoder:
+    """A Decoder from framing and reading; errors in the stream and everything malformed are Deltas too."""
+
+    def __init__(self, frames: Frames, reader: Reader) -> None:
+        self._frames = frames
+        self._reader = reader
+        self._ended = False
+
+    def feed(self, data: bytes) -> list[Delta]:
+        """The Deltas that these bytes complete."""
+        return self._take(self._frames.feed(data))
+
+    def close(self) -> list[Delta]:
+        """What is left, or an error when the answer never said that it was finished."""
+        deltas = self._take(self._frames.close())
+        if not self._ended:
+            deltas += self._reader.end(done=False)
+            if not deltas or deltas[-1].finish_reason is None:
+                deltas.append(failure("the response ended before the answer did"))
+            self._ended = True
+        return deltas
+
+    def _take(self, payloads: list[bytes]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for payload in payloads:
+            if self._ended:
+                break
+            new = self._read(payload)
+            deltas += new
+            self._ended = any(delta.finish_reason is not None for delta in new)
+        return deltas
+
+    def _read(self, payload: bytes) -> list[Delta]:
+        if payload.strip() == _DONE:
+            return list(self._reader.end(done=True))
+        try:
+            event = msgspec.json.decode(payload)
+            if not isinstance(event, dict):
+                raise TypeError(f"expected an object, found {type(event).__name__}")
+            message = said_error(event)
+            return [failure(message)] if message else list(self._reader.read(event))
+        except (
+            msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError, IndexError,
+            AttributeError,
+        ) as error:  # fmt: skip
+            shown = payload[:_SHOWN_BYTES].decode("utf-8", "replace")
+            return [failure(f"not an event of this dialect: {shown!r} ({type(error).__name__}: {error})")]
+
+
+def said_error(event: dict[str, Any]) -> str:
+    """The message of an error object: OpenAI's, MindIE's, FastAPI's or vLLM's old one; empty when it is none."""
+    error = event.get("error")
+    if error is None and event.get("object") == "error":
+        error = event
+    if isinstance(error, dict):
+        return str(error.get("message") or error)
+    return str(error) if error else ""
+
+
+def failure(message: str) -> Delta:
+    """The Delta of an answer that failed."""
+    return Delta(finish_reason="error", error=message)
