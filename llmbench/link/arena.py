@@ -153,8 +153,11 @@ class Arena:
         path = _folder() / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
-            os.truncate(descriptor, num_bytes(size))
+            _reserve(descriptor, num_bytes(size))
             return cls(path, mmap.mmap(descriptor, num_bytes(size)), size)
+        except BaseException:
+            path.unlink()
+            raise
         finally:
             os.close(descriptor)
 
@@ -172,6 +175,14 @@ class Arena:
         self.path.unlink(missing_ok=True)
 
 
+def _reserve(descriptor: int, count: int) -> None:
+    """Make room now: a file that is only promised ends both processes with SIGBUS when there is none at a write."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, count)
+    else:  # macOS
+        os.truncate(descriptor, count)
+
+
 def sweep() -> list[Path]:
     """Remove the files of servers that were killed between creating and attaching; gives back which."""
     dead = [path for path in _folder().glob(f"{_PREFIX}*-*") if not _owner_lives(path)]
@@ -183,7 +194,7 @@ def sweep() -> list[Path]:
 
 def _owner_lives(path: Path) -> bool:
     pid = path.name.removeprefix(_PREFIX).partition("-")[0]
-    return not pid.isdigit() or psutil.pid_exists(int(pid))
+    return not pid.isdecimal() or psutil.pid_exists(int(pid))
 
 
 def _folder() -> Path:
