@@ -7,7 +7,7 @@ import msgspec
 
 from llmbench import config
 from llmbench.errors import ConfigError
-from llmbench.serving import llm_serving
+from llmbench.serving import llm_serving, mindie
 from llmbench.serving.scheduler import Limits
 
 
@@ -79,15 +79,19 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(path: Path | None, **overrides: Any) -> Loaded:
-    """Settings from a file (ours, or an llm-serving YAML) and flags, which win; None stands for "not given".
+    """Settings from a file and flags, which win; None stands for "not given".
+
+    The file is ours, an llm-serving YAML, or a MindIE config.json.
 
     Raises ConfigError `file: key: what is wrong`.
     """
     values = config.read(path) if path else {}
     notes: tuple[str, ...] = ()
     given = {key: value for key, value in overrides.items() if value is not None}
-    if llm_serving.recognise(values):
-        values, notes = llm_serving.translate(values, str(path), model=given.get("model"))
+    for foreign in (llm_serving, mindie):
+        if foreign.recognise(values):
+            values, notes = foreign.translate(values, str(path), model=given.get("model"))
+            break
     built = config.build(_merge(values, given), ServeConfig, str(path or "flags"))
     _check(built, str(path or "flags"))
     return Loaded(config=built, notes=notes)
@@ -109,6 +113,8 @@ def _check(built: ServeConfig, source: str) -> None:
         "limits.max_batch": limits.max_batch,
         "limits.max_waiting": limits.max_waiting,
         "limits.max_model_len": limits.max_model_len,
+        "limits.max_prompt_len": limits.max_prompt_len,
+        "limits.max_new_tokens": limits.max_new_tokens,
         "kv_cache.block_size": cache.block_size,
         "kv_cache.num_blocks": cache.num_blocks,
         "threads": built.threads,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from llmbench import clock
-from llmbench.errors import LlmbenchError, Overloaded, PromptEmpty, TimedOut
+from llmbench.errors import LlmbenchError, Overloaded, PromptEmpty, PromptTooLong, TimedOut
 from llmbench.serving.observe import Observer
-from llmbench.serving.scheduler import Emission, Scheduler
+from llmbench.serving.scheduler import Emission, Limits, Scheduler
 from llmbench.serving.sequence import Score, Sequence
 from llmbench.serving.stops import StopTexts
 from llmbench.tokenizer import Detokenizer, Tokenizer
@@ -99,12 +99,15 @@ class Frontend:
         prompt_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not prompt_ids or self._pad_id in prompt_ids:
             raise PromptEmpty(f"the prompt has no tokens, or the padding id {self._pad_id} among them")
-        if len(self._scheduler.waiting) >= self._scheduler.limits.max_waiting:
-            raise Overloaded(f"{self._scheduler.limits.max_waiting} requests are waiting already; try again later")
+        limits = self._scheduler.limits
+        if limits.max_prompt_len is not None and len(prompt_ids) > limits.max_prompt_len:
+            raise PromptTooLong(f"the prompt has {len(prompt_ids)} tokens, {limits.max_prompt_len} are allowed")
+        if len(self._scheduler.waiting) >= limits.max_waiting:
+            raise Overloaded(f"{limits.max_waiting} requests are waiting already; try again later")
         sequence = Sequence(
             request_id=request.request_id or secrets.token_hex(8),
             prompt_ids=prompt_ids,
-            max_new_tokens=_DEFAULT_NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens,
+            max_new_tokens=_num_new_tokens(request, limits),
             sampling=request.sampling,
             seed=secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed,
             eos_ids=self._eos_ids,
@@ -252,3 +255,8 @@ class Frontend:
         """Wall time, but later than that of every request before, so that it orders them."""
         self._last_arrival_s = max(time.time(), self._last_arrival_s + 1e-6)
         return self._last_arrival_s
+
+
+def _num_new_tokens(request: Request, limits: Limits) -> int:
+    wanted = _DEFAULT_NEW_TOKENS if request.max_new_tokens is None else request.max_new_tokens
+    return wanted if limits.max_new_tokens is None else min(wanted, limits.max_new_tokens)

@@ -30,7 +30,8 @@ _LOOK_AHEAD = 8  # how many requests without blocks are looked past in one step
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sequences that run at once, new tokens of all of them in one step, requests that may wait.
 
-    `max_model_len` is the longest prompt and answer together; None takes what model and KV cache allow. `batching`
+    `max_model_len` is the longest prompt and answer together; None takes what model and KV cache allow. A prompt longer
+    than `max_prompt_len` is refused, an answer is cut at `max_new_tokens`; None sets no such limit. `batching`
     static starts a new batch only when the one before has ended. `prefix_cache` reuses the blocks of earlier prompts:
     off, so that a measurement is cold unless it says otherwise.
     """
@@ -39,6 +40,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_tokens_per_step: int = 512
     max_waiting: int = 10_000
     max_model_len: int | None = None
+    max_prompt_len: int | None = None
+    max_new_tokens: int | None = None
     batching: Batching = "continuous"
     max_overtakes: int = 16
     prefix_cache: bool = False

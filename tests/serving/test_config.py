@@ -1,5 +1,6 @@
-"""What `llmbench serve` is told: our schema, flags over it, and the contest's llm-serving YAML."""
+"""What `llmbench serve` is told: our schema, flags over it, llm-serving YAML files and MindIE files."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import yaml
 
 from llmbench.errors import ConfigError
 from llmbench.serving import config
-from llmbench.serving.config import CaptureRows, KvCache, Loaded, ServeConfig
+from llmbench.serving.config import CaptureRows, Http, KvCache, Loaded, ServeConfig
 from llmbench.serving.scheduler import Limits
 
+MINDIE_FILE = Path(__file__).parents[3] / "shared/data/mindie_config.json"
 CONFIGS = Path(__file__).parents[2] / "configs" / "serve"
 
 # The keys of the contest's llama_7b_kbk_pa_dyn.yaml, all that contest-stack.md, section 2, documents.
@@ -301,7 +303,7 @@ def test_what_the_original_requires_is_required(write: Write, dotted: str) -> No
     [
         ({"model_config.decode_bacth_size": [1]}, "model_config.decode_bacth_size: unknown key"),
         ({"serving_config.port": 1}, "serving_config.port: unknown key"),
-        ({"extras.x": 1}, "extras: unknown block"),
+        ({"extras.x": 1}, "extras.x: unknown key"),
         ({"model_config.decode_batch_size": []}, "model_config.decode_batch_size: is required and must not be empty"),
         ({"model_config.decode_batch_size": [0]}, "model_config.decode_batch_size: expected a list of whole numbers"),
         ({"model_config.decode_batch_size": 128}, "model_config.decode_batch_size: expected a list of whole numbers"),
@@ -336,3 +338,95 @@ def test_flags_win_over_the_contests_file_too(write: Write) -> None:
     loaded = contest(write, port=0, limits={"max_batch": 2}, tokenizer="/mine/tokenizer.model").config
     assert (loaded.port, loaded.limits.max_batch, loaded.tokenizer) == (0, 2, "/mine/tokenizer.model")
     assert loaded.limits.max_model_len == 4095
+
+
+# -- MindIE ---------------------------------------------------------------------------------------------------------
+
+MINDIE: dict[str, Any] = {
+    "Version": "1.0.0",
+    "LogConfig": {"logLevel": "Info"},
+    "ServerConfig": {
+        "ipAddress": "127.0.0.1",
+        "managementPort": 1026,
+        "port": 1025,
+        "maxLinkNum": 7,
+        "httpsEnabled": False,
+        "tlsCaFile": ["ca.pem"],
+        "inferMode": "standard",
+    },
+    "BackendConfig": {
+        "npuDeviceIds": [[0]],
+        "ModelDeployConfig": {
+            "maxSeqLen": 256,
+            "maxInputTokenLen": 200,
+            "truncation": False,
+            "ModelConfig": [
+                {"modelInstanceType": "Standard", "modelName": "small", "modelWeightPath": "/m", "worldSize": 1}
+            ],
+        },
+        "ScheduleConfig": {"cacheBlockSize": 32, "maxPrefillTokens": 64, "maxBatchSize": 5, "maxIterTimes": 9},
+    },
+}
+
+
+def mindie(write: Write, change: tuple[str, Any] | None = None, **flags: Any) -> Loaded:
+    """The file with one key, dotted, changed."""
+    values = json.loads(json.dumps(MINDIE))
+    if change is not None:
+        *path, last = change[0].split(".")
+        block = values
+        for part in path:
+            block = block[int(part)] if part.isdigit() else block.setdefault(part, {})
+        block[last] = change[1]
+    return config.load(write(values), **{"model": "random:tiny", **flags})
+
+
+def test_a_mindie_file_is_read(write: Write) -> None:
+    loaded = mindie(write)
+    assert loaded.config == ServeConfig(
+        model="random:tiny",
+        model_name="small",
+        port=1025,
+        http=Http(max_connections=7, request_timeout_s=600.0),
+        limits=Limits(max_batch=5, max_tokens_per_step=64, max_model_len=256, max_prompt_len=200, max_new_tokens=9),
+        kv_cache=KvCache(block_size=32),
+    )
+    noted = {note.partition(" ")[0] for note in loaded.notes}
+    assert noted == {
+        "Version", "LogConfig", "ServerConfig.managementPort", "ServerConfig.tlsCaFile", "BackendConfig.npuDeviceIds"
+    }  # fmt: skip
+
+
+def test_the_model_of_a_mindie_file_is_served_unless_another_is_given(write: Write) -> None:
+    assert mindie(write, model=None).config.model == "/m"
+
+
+def test_a_mock_model_of_mindie_is_the_stub_engine(write: Write) -> None:
+    key = "BackendConfig.ModelDeployConfig.ModelConfig.0.modelInstanceType"
+    assert mindie(write, (key, "StandardMock")).config.engine == "stub"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ServerConfig.httpsEnabled", True, "ServerConfig.httpsEnabled: only False works here, got True"),
+        ("ServerConfig.inferMode", "dmi", "ServerConfig.inferMode: only 'standard' works here"),
+        ("ServerConfig.prot", 1, "ServerConfig.prot: unknown key"),
+        ("ServerConfig.port", "1025", "ServerConfig.port: expected a whole number, got '1025'"),
+        ("BackendConfig.ModelDeployConfig.truncation", True, "BackendConfig.ModelDeployConfig.truncation: only False"),
+        ("BackendConfig.ModelDeployConfig.ModelConfig.0.worldSize", 2, ".worldSize: only 1 works here, got 2"),
+        ("BackendConfig.ModelDeployConfig.ModelConfig.0.modelName", "", ".modelName: is required"),
+        ("BackendConfig.ModelDeployConfig.ModelConfig.0.modelInstanceType", "Mock", "expected Standard or"),
+    ],
+)
+def test_what_a_mindie_file_cannot_have_here_is_refused_by_name(
+    write: Write, key: str, value: Any, message: str
+) -> None:
+    assert message in refusal(lambda: mindie(write, (key, value)))
+
+
+@pytest.mark.skipif(not MINDIE_FILE.exists(), reason="the real file is not part of the project")
+def test_the_real_mindie_file_is_read() -> None:
+    loaded = config.load(MINDIE_FILE, model="random:tiny")
+    assert loaded.config.model_name == "qwen2_7b"
+    assert loaded.config.limits.max_batch == 200
