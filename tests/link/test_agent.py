@@ -297,9 +297,7 @@ def test_rows_are_captured_where_the_index_divides_and_named_by_their_request(tm
     load = frames.Load(model="random:tiny", engine="numpy_llama", settings=SETTINGS, capture=capture)
 
     async def work() -> None:
-        agent = await Agent.start(
-            frames.Load(model="random:tiny", engine="numpy_llama", settings=SETTINGS, capture=capture)
-        )
+        agent = await Agent.start(load)
         try:
             await agent.attach(SIZE)
             admitted = frames.Admitted(slot=0, request_id="r9", arrival_s=1000.5, prompt_len=4, head=PROMPT[:4])
