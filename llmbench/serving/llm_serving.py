@@ -35,7 +35,7 @@ _UNUSED = {
     "serving_config.prefill_batch_waiting_time": "prompts are batched without waiting",
     "serving_config.decode_batch_waiting_time": "the original never used it",
     "pa_config.decode_seq_length": "block tables are as wide as the longest sequence",
-    "pa_config": "page attention is off in this file",
+    "pa_config.": "page attention is off in this file",
     "serving_config.enable_host_post_sampling": "sampling always happens at the agent's host",
     "basic_inputs.type": "the engine makes its own inputs",
     "extra_inputs.type": "the engine makes its own inputs",
