@@ -106,10 +106,12 @@ class Detokenizer:
     the ids since the last whole piece, and one piece before them for the space in between, are decoded again.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: int | None = None) -> None:
+        """`after` is the id that stands before the answer, when the answer's leading space is wanted."""
         self._tokenizer = tokenizer
         self._plain = tokenizer.plain
-        self._context: list[int] = []  # ids whose text has been given, kept so that spaces come out right
+        known = after is not None and after < len(self._plain) and self._plain[after] is not None
+        self._context: list[int] = [after] if known and after is not None else []  # ids whose text has been given, kept so that spaces come out right
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:

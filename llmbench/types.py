@@ -47,7 +47,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One generation request, free of any dialect.
 
     `prompt` is text, or token ids that are used as they are. `max_new_tokens` None means the server's default; 0 only
-    scores the prompt. `request_id` travels in the header `X-Request-Id`, so that rows captured by a server can be
+    scores the prompt. `joined` asks for text that continues the prompt's, so that its leading space is kept; the
+    contest's stack and chats begin anew. `request_id` travels in the header `X-Request-Id`, so that rows captured by a server can be
     joined with the requests of a run; an empty one is made up by the server.
     """
 
@@ -55,6 +56,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_new_tokens: int | None = None
     sampling: Sampling = Sampling()
     stream: bool = True
+    joined: bool = False
     request_id: str = ""
 
 

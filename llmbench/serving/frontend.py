@@ -116,7 +116,8 @@ class Frontend:
         self._scheduler.add(sequence)
         stop = request.sampling.stop
         stops = StopTexts(stop, request.sampling.include_stop) if stop else None
-        self._tickets[sequence] = _Ticket(mailbox, index, Detokenizer(self._tokenizer), stops, clock.now_ns())
+        detokenizer = Detokenizer(self._tokenizer, after=prompt_ids[-1] if request.joined else None)
+        self._tickets[sequence] = _Ticket(mailbox, index, detokenizer, stops, clock.now_ns())
         self._idle.clear()
         mailbox.sequences.append(sequence)
 
@@ -210,11 +211,12 @@ class Frontend:
         )
         if reason is None and sequence.plain:
             return delta
+        last = reason is not None
         return msgspec.structs.replace(
             delta,
             stop_reason=stop_reason,
-            num_prompt_tokens=len(sequence.prompt_ids),
-            num_cached_tokens=sequence.num_hits,
+            num_prompt_tokens=len(sequence.prompt_ids) if last else None,
+            num_cached_tokens=sequence.num_hits if last else None,
             logprobs=self._logprobs(sequence, token_id),
             prompt=self._prompt(sequence) if first and sampling.prompt_logprobs is not None else (),
         )
