@@ -111,7 +111,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._plain = tokenizer.plain
         known = after is not None and after < len(self._plain) and self._plain[after] is not None
-        self._context: list[int] = [after] if known and after is not None else []  # ids whose text has been given, kept so that spaces come out right
+        # ids whose text has been given, kept so that spaces come out right
+        self._context: list[int] = [after] if known and after is not None else []
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:

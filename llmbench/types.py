@@ -48,8 +48,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `prompt` is text, or token ids that are used as they are. `max_new_tokens` None means the server's default; 0 only
     scores the prompt. `joined` asks for text that continues the prompt's, so that its leading space is kept; the
-    contest's stack and chats begin anew. `request_id` travels in the header `X-Request-Id`, so that rows captured by a server can be
-    joined with the requests of a run; an empty one is made up by the server.
+    contest's stack and chats begin anew. `request_id` travels in the header `X-Request-Id`, so that rows captured by a
+    server can be joined with the requests of a run; an empty one is made up by the server.
     """
 
     prompt: str | tuple[int, ...]
