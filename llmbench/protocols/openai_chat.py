@@ -5,6 +5,7 @@ embedded model, and base models in general, have never seen the marks of a templ
 text. `llama2` and `chatml` are for models that were trained with them.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -32,6 +33,7 @@ Message = tuple[str, str]
 
 _ROLES = ("system", "developer", "user", "assistant")
 _CHATML_END = "<|im_end|>"
+_LONE_BYTE = re.compile(r"\\x[0-9a-f]{2}")  # as the tokenizer shows it, and as OpenAI does
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": (),
     "tool_choice": ("none",),
@@ -283,7 +285,9 @@ def _score(token: TokenLogprob) -> dict[str, Any]:
 
 
 def _one(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": _openai.bounded(logprob), "bytes": list(text.encode())}
+    """One token; a lone byte of a longer character is written `\\x9f`, and its byte is the one that it stands for."""
+    found = [int(text[2:], 16)] if _LONE_BYTE.fullmatch(text) else list(text.encode())
+    return {"token": text, "logprob": _openai.bounded(logprob), "bytes": found}
 
 
 def _text(choice: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 The log-probabilities are laid out as vLLM does and lm-eval reads them: with `echo` the prompt's tokens come first, the
 very first with null; `top_logprobs` always holds the token itself; `text_offset` counts the characters of `tokens`.
+An answer's text continues its prompt's: the space between the two is kept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,6 +87,7 @@ class OpenAiCompletions:
                     sampling, num_logprobs=num_logprobs, prompt_logprobs=_echoed(echo, prompt, num_logprobs)
                 ),
                 stream=stream,
+                joined=True,
                 request_id=name,
             )
             for prompt, name in zip(prompts, names, strict=True)

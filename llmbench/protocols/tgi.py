@@ -2,7 +2,8 @@
 
 `stream: true` on `/` or `/generate` streams as `/generate_stream` does; a whole answer on `/` is a list of one.
 `flavour` chooses the server's half: `mindie` gives a token's ids as a list and `special` as null, one event per step,
-and cuts the text before a stop text; `huggingface` gives one event per token with `index`, and keeps the stop text.
+and cuts the text before a stop text; `huggingface` gives one event per token with `index`, keeps the stop text, and the
+space between prompt and answer.
 The client reads both. `logprob` is null in both unless `decoder_input_details` is asked for, because every token's
 would cost the engine time that a benchmark would measure.
 """
@@ -82,6 +83,7 @@ class Tgi:
             max_new_tokens=_mindie.new_tokens(given),
             sampling=sampling,
             stream=stream,
+            joined=self.flavour == "huggingface",  # MindIE begins anew: "am", where TGI has " am"
             request_id=headers.get("x-request-id", ""),
         )
         return TgiReply(
