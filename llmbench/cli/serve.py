@@ -24,6 +24,11 @@ def serve(
     ),
     capture: str | None = typer.Option(None, help="Folder to write logit rows into, as contest .npy files."),
     capture_every: int | None = typer.Option(None, help="Write the rows whose index divides by this. Default 100."),
+    stub: str | None = typer.Option(
+        None, help="Replace a part by one that does nothing: model, agent, link, http. See `llmbench layers`."
+    ),
+    step_time: float | None = typer.Option(None, help="Seconds that a stub's step takes. Default 0."),
+    prefix_cache: bool | None = typer.Option(None, help="Reuse the KV blocks of earlier prompts. Default: no."),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log more."),
     until_stdin_closes: bool = typer.Option(False, hidden=True, help="End with the process that started this one."),
 ) -> None:
@@ -44,7 +49,9 @@ def serve(
         host=host,
         port=port,
         threads=threads,
-        limits=_given(max_batch=max_batch),
+        limits=_given(max_batch=max_batch, prefix_cache=prefix_cache),
+        stub=stub,
+        step_time_s=step_time,
         dialects=_given(contest=_given(data_shape=data_shape, drop_last_token=drop_last_token)),
         capture=_given(folder=capture, every=capture_every),
     )

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from llmbench.logits import contest
 from llmbench.weights.model import open_model
 
 TOKEN_VARIABLE = "LLMBENCH_AGENT_TOKEN"
+_HOLLOW_TOKEN_ID = 300  # behind the bytes that a sentencepiece vocabulary begins with: it has text
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +67,7 @@ class Recorder:
 
 def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Recorder | None) -> frames.Done:
     """One step from the arena and back into it."""
+    agent_start_ns = clock.now_ns()
     batch = extras.wanted(arrays.batch(step.num_sequences, step.num_tokens), step.extras)
     capture = False
     if recorder is not None:
@@ -79,7 +82,17 @@ def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Re
     arrays.store(result)
     if recorder is not None and capture:
         recorder.record(batch, arrays.slots[: step.num_sequences].tolist(), result)
-    return frames.Done(engine_ns=engine_ns, scored=scored)
+    return frames.Done(engine_ns=engine_ns, agent_ns=clock.now_ns() - agent_start_ns, scored=scored)
+
+
+def run_hollow_step(arrays: StepArrays, step: frames.Step, step_time_s: float) -> frames.Done:
+    """The same token for everybody, when the declared time has passed."""
+    if step_time_s:
+        time.sleep(step_time_s)
+    n = step.num_sequences
+    arrays.out_token_ids[:n] = np.where(arrays.wants_token[:n], _HOLLOW_TOKEN_ID, -1)
+    arrays.out_logits[:n] = 0
+    return frames.Done(engine_ns=0)
 
 
 def load(message: frames.Load) -> tuple[Engine, Recorder | None]:
@@ -103,6 +116,7 @@ def serve(channel: frames.Channel) -> None:
     """Answer frames until the server stops this agent or has gone."""
     engine: Engine | None = None
     recorder: Recorder | None = None
+    hollow_time_s: float | None = None
     arena: Arena | None = None
     try:
         while (message := channel.receive()) is not None:
@@ -110,9 +124,13 @@ def serve(channel: frames.Channel) -> None:
                 if isinstance(message, frames.Step):
                     assert engine is not None, "a step came before the model"
                     assert arena is not None, "a step came before the arena"
-                    channel.send(run_step(engine, arena.arrays, message, recorder))
+                    if hollow_time_s is None:
+                        channel.send(run_step(engine, arena.arrays, message, recorder))
+                    else:
+                        channel.send(run_hollow_step(arena.arrays, message, hollow_time_s))
                 elif isinstance(message, frames.Load):
                     engine, recorder = load(message)
+                    hollow_time_s = message.settings.step_time_s if message.hollow else None
                     channel.send(frames.Loaded(capacity=engine.capacity(), engine=engine.name, dtype=engine.dtype))
                 elif isinstance(message, frames.Attach):
                     size = Dimensions(

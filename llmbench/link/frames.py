@@ -37,12 +37,13 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """What the agent is to run."""
+    """What the agent is to run. A `hollow` one answers every step at once, without running anything."""
 
     model: str
     engine: str
     settings: EngineSettings
     capture: Capture | None = None
+    hollow: bool = False
 
 
 class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -89,9 +90,10 @@ class Ok(msgspec.Struct, tag=True, frozen=True):
 
 
 class Done(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """The step's tokens lie in the arena; `engine_ns` is what the engine took."""
+    """The step's tokens lie in the arena; `engine_ns` is what the engine took, `agent_ns` all that the agent did."""
 
     engine_ns: int
+    agent_ns: int = 0
     scored: list[Scored] = []
 
 

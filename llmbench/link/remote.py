@@ -95,6 +95,8 @@ class Agent:
         self._connection = connection
         self.engine_ns = 0
         """Nanoseconds that the engine spent in all steps so far."""
+        self.agent_ns = 0
+        """Nanoseconds that the agent spent in all steps so far, the engine's among them."""
 
     @classmethod
     async def start(cls, load: frames.Load, host: str = "127.0.0.1", port: int = 0) -> "Agent":
@@ -169,6 +171,7 @@ class Agent:
         """
         done = await self._answer(frames.Done)
         self.engine_ns += done.engine_ns
+        self.agent_ns += done.agent_ns
         return *self.arrays.result(num_sequences), done.scored
 
     async def close(self) -> None:

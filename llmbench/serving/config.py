@@ -9,6 +9,7 @@ from llmbench import config
 from llmbench.errors import ConfigError
 from llmbench.serving import llm_serving, mindie
 from llmbench.serving.scheduler import Limits
+from llmbench.serving.stubs import Level
 
 
 class KvCache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,7 +50,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     `model` is `embedded`, `random:PRESET` or a folder; `tokenizer` is used by models that bring none; `pad_id` inside
     a prompt is refused, as the contest's stack did; `eos_ids` None takes the model's; `model_dtype` is what the info
     routes say, None for the engine's; `threads` of the engine, None for all cores; `agent_port` 0 takes a free one.
-    `dialects` holds the options of HTTP dialects by name.
+    `dialects` holds the options of HTTP dialects by name. `stub` replaces a part of the stack, see serving.stubs, by
+    one that takes `step_time_s` for a step and nothing else.
     """
 
     model: str = "embedded"
@@ -69,6 +71,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kv_cache: KvCache = KvCache()
     dialects: dict[str, dict[str, Any]] = {}
     capture: CaptureRows | None = None
+    stub: Level = "none"
+    step_time_s: float = 0.0
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from llmbench.serving.frontend import Frontend
 from llmbench.serving.observe import Observer
 from llmbench.serving.scheduler import Emission, Plan, Scheduler, Work
 from llmbench.serving.sequence import Sequence
+from llmbench.serving.stubs import LinkStub
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ class StepLoop:
         self,
         scheduler: Scheduler,
         frontend: Frontend,
-        agent: Agent,
-        start_agent: Callable[[], Awaitable[Agent]],
+        agent: Agent | LinkStub,
+        start_agent: Callable[[], Awaitable[Agent | LinkStub]],
         wake: asyncio.Event,
         observer: Observer,
     ) -> None:
@@ -48,20 +49,23 @@ class StepLoop:
         emissions: list[Emission] = []
         last_ns: int | None = None  # when the step before gave its tokens
         while True:
+            start_ns = clock.now_ns()
             plan = self._scheduler.plan()
             if plan is None:
                 self._frontend.deliver(emissions)
-                emissions = []
-                last_ns = None
+                emissions, last_ns = [], None
                 self._wake.clear()
                 if not self._scheduler.waiting:
                     await self._wake.wait()
                 continue
             try:
+                planned_ns = clock.now_ns()
                 write_step(self.agent, plan)
+                written_ns = clock.now_ns()
                 self._frontend.admitted(plan.admitted)
                 self._frontend.deliver(emissions)  # overlaps the agent's step
                 emissions = []
+                delivered_ns = clock.now_ns()
                 token_ids, logits, scored = await self.agent.finish(len(plan.works))
             except AgentDied as error:
                 self._frontend.deliver(emissions)
@@ -71,9 +75,15 @@ class StepLoop:
                 _log.error("step failed: %s", error)
                 self._frontend.fail(self._scheduler.fail_running(), AgentDied(str(error)))
             else:
+                finished_ns = clock.now_ns()
                 take_scores(plan, scored)
                 emissions = self._scheduler.commit(plan, token_ids, logits)
                 last_ns = self._observe(emissions, last_ns)
+                stages = self._observer.stages_ns
+                stages["schedule"] += planned_ns - start_ns + last_ns - finished_ns
+                stages["link write"] += written_ns - planned_ns
+                stages["detokenise"] += delivered_ns - written_ns
+                stages["step"] += finished_ns - written_ns
 
     def _observe(self, emissions: list[Emission], last_ns: int | None) -> int:
         """Count the gaps between tokens; gives the instant of these ones."""
@@ -81,7 +91,10 @@ class StepLoop:
         if last_ns is not None:
             num_decoded = sum(len(emission.sequence.output_ids) > 1 for emission in emissions)
             self._observer.step(num_decoded, clock.seconds(last_ns, now_ns))
-        self._observer.num_preemptions = self._scheduler.num_preemptions
+        observer = self._observer
+        observer.num_preemptions = self._scheduler.num_preemptions
+        observer.num_steps += 1
+        observer.stages_ns["agent"], observer.stages_ns["engine"] = self.agent.agent_ns, self.agent.engine_ns
         return now_ns
 
     async def close(self) -> None:
@@ -110,7 +123,7 @@ class StepLoop:
         _log.warning("agent %d is ready", self.agent.pid)
 
 
-def write_step(agent: Agent, plan: Plan) -> None:
+def write_step(agent: Agent | LinkStub, plan: Plan) -> None:
     """Write a plan into the arena and set the agent off."""
     place(agent.arrays, plan)
     rows, steps = step_rows(plan)

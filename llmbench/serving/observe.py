@@ -62,6 +62,10 @@ class Observer:
         self.num_prompt_tokens = 0
         self.num_generated_tokens = 0
         self.num_preemptions = 0
+        self.num_steps = 0
+        # of the step loop: planning and committing, writing to the link, detokenising, waiting for the step's result
+        # (detokenising overlaps it); of the agent since it started: all of its step, and the engine's part of that
+        self.stages_ns = dict.fromkeys(("schedule", "link write", "detokenise", "step", "agent", "engine"), 0)
         self.num_cache_queries = 0
         self.num_cache_hits = 0
         self.ttft = Histogram(_TTFT_S)
@@ -195,6 +199,15 @@ class _Metrics(Collector):
             "vllm:prefix_cache_queries": (seen.num_cache_queries, "Prompt tokens looked up in the prefix cache."),
             "vllm:prefix_cache_hits": (seen.num_cache_hits, "Prompt tokens found in the prefix cache."),
         }
+        stages = CounterMetricFamily(
+            "llmbench:stage_seconds", "Time that the stages of steps took.", labels=["model_name", "stage"]
+        )
+        for stage, stage_ns in seen.stages_ns.items():
+            stages.add_metric([self._status.model_name, stage], stage_ns / 1e9)
+        yield stages
+        steps = CounterMetricFamily("llmbench:steps", "Steps.", labels=["model_name"])
+        steps.add_metric([self._status.model_name], seen.num_steps)
+        yield steps
         for name, (value, text) in {**both, **{f"vllm:{n}": v for n, v in both.items()}, **mindie, **vllm}.items():
             family = CounterMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._status.model_name], value)

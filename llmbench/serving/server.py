@@ -16,6 +16,7 @@ from llmbench.serving import observe
 from llmbench.serving.config import Http
 from llmbench.serving.frontend import Frontend, Mailbox
 from llmbench.serving.observe import Observer
+from llmbench.serving.stubs import FrontendStub
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Server:
     """The routes of all dialects over one frontend, and who is being answered."""
 
     def __init__(
-        self, dialects: list[Dialect], frontend: Frontend, host: Host, observer: Observer, settings: Http
+        self, dialects: list[Dialect], frontend: Frontend | FrontendStub, host: Host, observer: Observer, settings: Http
     ) -> None:
         self._frontend = frontend
         self._host = host

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from llmbench import plugins, protocols
-from llmbench.engines import EngineSettings
+from llmbench.engines import Capacity, EngineSettings
 from llmbench.errors import ConfigError
 from llmbench.link import arena, frames
 from llmbench.link.remote import Agent
@@ -25,6 +25,7 @@ from llmbench.serving.frontend import Frontend
 from llmbench.serving.loop import StepLoop, cancelled
 from llmbench.serving.observe import Observer
 from llmbench.serving.scheduler import Scheduler
+from llmbench.serving.stubs import FrontendStub, LinkStub
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.weights.model import Model, open_model
 
@@ -107,10 +108,11 @@ async def started(config: ServeConfig) -> AsyncIterator[Running]:
         scheduler = Scheduler(config.limits, pool, _max_model_len(config, agent.loaded))
         eos_ids = model.config.eos_ids if config.eos_ids is None else config.eos_ids
         frontend = Frontend(scheduler, tokenizer, frozenset(eos_ids), config.pad_id, wake, observer)
+        answering = FrontendStub(config.step_time_s) if config.stub == "http" else frontend
         loop = StepLoop(scheduler, frontend, agent, starter.start, wake, observer)
         stack.push_async_callback(loop.close)
         host = _Host(config, model, tokenizer, scheduler, loop)
-        http = server.Server(dialects, frontend, host, observer, config.http)
+        http = server.Server(dialects, answering, host, observer, config.http)
         stack.push_async_callback(http.close)
         for work in (loop.run(), http.sweep()):
             task = asyncio.create_task(work)
@@ -145,8 +147,10 @@ class _AgentStarter:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
 
-    async def start(self) -> Agent:
+    async def start(self) -> Agent | LinkStub:
         """An agent with its model loaded. Raises LlmbenchError."""
+        if self._config.stub in ("link", "http"):
+            return _link_stub(self._config)
         agent = await Agent.start(_load(self._config), self._config.agent_host, self._config.agent_port)
         try:
             await agent.attach(_dimensions(self._config, agent.loaded))
@@ -154,6 +158,15 @@ class _AgentStarter:
             await agent.close()
             raise
         return agent
+
+
+def _link_stub(config: ServeConfig) -> LinkStub:
+    """A stand-in for an agent, with room for `max_batch` of the longest sequences."""
+    longest, block_size = open_model(config.model).config.max_positions, config.kv_cache.block_size
+    num_blocks = config.kv_cache.num_blocks or config.limits.max_batch * -(-longest // block_size)
+    capacity = Capacity(num_blocks=num_blocks, block_size=block_size, max_model_len=longest)
+    loaded = frames.Loaded(capacity=capacity, engine="stub link", dtype="none")
+    return LinkStub(loaded, _dimensions(config, loaded), config.step_time_s)
 
 
 class _Host:
@@ -236,12 +249,14 @@ def _dialect(name: str, options: dict[str, Any]) -> Dialect:
 def _load(config: ServeConfig) -> frames.Load:
     return frames.Load(
         model=config.model,
-        engine=config.engine,
+        engine="stub" if config.stub in ("model", "agent") else config.engine,
+        hollow=config.stub == "agent",
         settings=EngineSettings(
             num_blocks=config.kv_cache.num_blocks,
             block_size=config.kv_cache.block_size,
             max_batch=config.limits.max_batch,
             threads=config.threads,
+            step_time_s=config.step_time_s,
         ),
         capture=frames.Capture(folder=config.capture.folder, every=config.capture.every) if config.capture else None,
     )
