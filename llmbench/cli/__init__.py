@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, perf, serve
+from llmbench.cli import acc, data, layers, perf, serve
 from llmbench.errors import LlmbenchError
 
 INTERRUPTED = 130
@@ -16,12 +16,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would make `--help` take twice as long
     help="Tells the truth about an LLM serving stack: how fast it is, and whether it is still right.",
-    epilog="Exit codes: 0 fine · 1 a requested check failed · 2 wrong usage or input · 3 the measurement is not valid · "
-    "4 inconclusive · 130 interrupted.",
+    epilog="Exit codes: 0 fine · 1 a requested check failed · 2 wrong usage or input · 3 the measurement is not "
+    "valid · 4 inconclusive · 130 interrupted.",
 )
 app.command("serve")(serve.serve)
 app.command("perf")(perf.perf)
+app.command("layers")(layers.layers)
 app.add_typer(acc.app, name="acc")
+app.add_typer(data.app, name="data")
 
 
 def _version(show: bool) -> None:
