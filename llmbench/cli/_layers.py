@@ -62,18 +62,18 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
 
 def main(load: Load, stack: Stack, json: bool) -> None:
     """Measure every level, print the table."""
-    plan = _plan(load)
+    requests = plan(load)
     levels = []
     for name in LEVELS:
         print(f"level {name}: {LEVELS[name]}", file=sys.stderr)
-        levels.append(measure(name, plan, load, stack))
+        levels.append(measure(name, requests, load, stack))
     if json:
         print(msgspec.json.format(msgspec.json.encode(levels), indent=2).decode())
     else:
         show(Console(), levels, load)
 
 
-def measure(name: str, plan: Plan, load: Load, stack: Stack) -> Level:
+def measure(name: str, requests: Plan, load: Load, stack: Stack) -> Level:
     """One level. Raises InvalidMeasurement when a request was not answered."""
     given = {
         "--model": stack.model,
@@ -87,16 +87,16 @@ def measure(name: str, plan: Plan, load: Load, stack: Stack) -> Level:
     dialect = protocols.get("openai_completions")  # the contest's cannot ask a real model to go on behind eos
     with launched(flags) as server, tempfile.TemporaryDirectory() as scratch:
         target = locate(server.url)
-        warm_up = msgspec.structs.replace(plan, requests=plan.requests[: load.concurrency])
+        warm_up = msgspec.structs.replace(requests, requests=requests.requests[: load.concurrency])
         run(warm_up, target, dialect, Timeouts(), Path(scratch) / "warm-up.jsonl", load.concurrency)
         before = _stages(server.url)
-        outcome = run(plan, target, dialect, Timeouts(), Path(scratch) / "journal.jsonl", load.concurrency)
+        outcome = run(requests, target, dialect, Timeouts(), Path(scratch) / "journal.jsonl", load.concurrency)
         after = _stages(server.url)
     if outcome.interrupted:
         raise KeyboardInterrupt
     answered = [record for record in outcome.records if record.status == "answered"]
-    if len(answered) < len(plan.requests):
-        raise InvalidMeasurement(f"level {name}: {len(plan.requests) - len(answered)} requests were not answered")
+    if len(answered) < len(requests.requests):
+        raise InvalidMeasurement(f"level {name}: {len(requests.requests) - len(answered)} requests were not answered")
     wall_s = (max(r.done_ns or 0 for r in answered) - min(r.sent_ns or 0 for r in answered)) / 1e9
     num_tokens = sum(record.num_tokens for record in answered)
     num_steps = after.pop("steps") - before.pop("steps")
@@ -130,27 +130,31 @@ def show(console: Console, levels: list[Level], load: Load) -> None:
     stages = levels[-1].stages_ms
     if stages:
         console.print("A step of the full stack, ms, as the server counts it (detokenising overlaps the agent):")
-        parts = {
-            "schedule": stages["schedule"],
-            "link": stages["link write"] + max(0.0, stages["step"] - stages["agent"]),
-            "agent": stages["agent"] - stages["engine"],
-            "model": stages["engine"],
-            "detokenise": stages["detokenise"],
-        }
-        console.print("  " + ", ".join(f"{name} {value:.3f}" for name, value in parts.items()))
+        console.print("  " + ", ".join(f"{name} {value:.3f}" for name, value in step_parts(stages).items()))
 
 
-def _plan(load: Load) -> Plan:
+def step_parts(stages_ms: dict[str, float]) -> dict[str, float]:
+    """A step's stages by what they are for; what the server does meanwhile for HTTP is in the link's wait."""
+    return {
+        "schedule": stages_ms["schedule"],
+        "link": stages_ms["link write"] + max(0.0, stages_ms["step"] - stages_ms["agent"] - stages_ms["detokenise"]),
+        "agent": stages_ms["agent"] - stages_ms["engine"],
+        "model": stages_ms["engine"],
+        "detokenise": stages_ms["detokenise"],
+    }
+
+
+def plan(load: Load) -> Plan:
     tokenizer = Tokenizer.from_file(embedded_path())
     sample = Sample(prompt="Name three colors", output="", index=0)
     settings = PlanSettings(dataset="one prompt", num_samples=1, arrivals="burst", qps=0.0, rate=None, seed=0)
-    plan = make_plan([sample], Arrival(), load.num_requests, settings, tokenizer, load.max_new_tokens)
+    made = make_plan([sample], Arrival(), load.num_requests, settings, tokenizer, load.max_new_tokens)
     sampling = Sampling(ignore_eos=True)
     requests = (
         msgspec.structs.replace(each, request=msgspec.structs.replace(each.request, sampling=sampling))
-        for each in plan.requests
+        for each in made.requests
     )
-    return msgspec.structs.replace(plan, requests=tuple(requests))
+    return msgspec.structs.replace(made, requests=tuple(requests))
 
 
 def _stages(url: str) -> dict[str, float]:
