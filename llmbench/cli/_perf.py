@@ -34,9 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int | None
     url: str | None
     port: int
-    out_dir: str | None
+    out_dir: Path | None
     dataset: str
-    tokenizer: str | None
+    tokenizer: Path | None
     arrivals: str
     dialect: str
     data_shape: str | None
@@ -44,12 +44,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     max_new_tokens: int | None
     timeout_s: float
-    plan: str | None
+    plan: Path | None
     model: str | None
     engine: str | None
-    config: str | None
+    config: Path | None
     name: str
-    results: str
+    results: Path
 
 
 Say = Callable[[str], None]
@@ -61,9 +61,9 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
     dialect = protocols.get(settings.dialect, **({"data_shape": settings.data_shape} if settings.data_shape else {}))
     plan = _plan(settings, say)
     if settings.out_dir is not None:
-        files.make_folder(Path(settings.out_dir), "--out-dir")
+        files.make_folder(settings.out_dir, "--out-dir")
     with _target(settings, say) as target:
-        folder = files.new_folder(Path(settings.results), settings.name)
+        folder = files.new_folder(settings.results, settings.name)
         plans.save(plan, folder / "plan.jsonl.gz")
         files.write_json(folder / "config.json", settings)
         files.write_json(folder / "environment.json", files.environment())
@@ -71,8 +71,8 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
         progress = None if quiet or not sys.stderr.isatty() else _progress
         outcome = run(plan, target, dialect, timeouts, folder / "journal.jsonl", settings.concurrency, progress)
     numbers, outcomes = summarise(outcome.records), validity.check(outcome.records)
-    _write(settings, plan, outcome, folder, numbers, outcomes)
-    _show(folder, outcome, numbers, outcomes, json, quiet)
+    last = _write(settings, plan, outcome, folder, numbers, outcomes)
+    _show(folder, numbers, outcomes, last, json, quiet)
     if outcome.interrupted:
         return _INTERRUPTED
     return 0 if validity.valid(outcomes) else _INVALID
@@ -81,12 +81,12 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
 def _plan(settings: Settings, say: Say) -> plans.Plan:
     """The plan that is asked for, or the one to repeat."""
     if settings.plan is not None:
-        plan = plans.load(Path(settings.plan))
+        plan = plans.load(settings.plan)
     else:
         number = settings.num_requests or plans.count(settings.test_time_s, settings.qps)
         process = arrivals.get(settings.arrivals, settings.qps)
         dataset = datasets.load(settings.dataset)
-        path = Path(settings.tokenizer) if settings.tokenizer else embedded_path()
+        path = settings.tokenizer if settings.tokenizer else embedded_path()
         origin = plans.PlanSettings(
             dataset=dataset.name,
             num_samples=len(dataset.samples),
@@ -95,7 +95,7 @@ def _plan(settings: Settings, say: Say) -> plans.Plan:
             rate=process.rate if math.isfinite(process.rate) else None,
             seed=settings.seed,
         )
-        say(f"dataset: {dataset.path}, {len(dataset.samples)} samples{'' if dataset.real else ', a stand-in'}")
+        say(f"dataset: {dataset.path}, {len(dataset.samples)} samples: {dataset.description}")
         say(f"tokenizer: {path}, for the number of tokens to ask for")
         tokenizer = Tokenizer.from_file(path)
         plan = plans.make_plan(dataset.samples, process, number, origin, tokenizer, settings.max_new_tokens)
@@ -131,14 +131,18 @@ def _target(settings: Settings, say: Say) -> Iterator[Target]:
 
 def _serve_arguments(settings: Settings, say: Say) -> list[str]:
     """The flags of the launched server. Its tokenizer is its model's; ours goes along only for a model without one."""
-    given = {"--model": settings.model, "--engine": settings.engine, "--data-shape": settings.data_shape}
+    given: dict[str, str | None] = {
+        "--model": settings.model,
+        "--engine": settings.engine,
+        "--data-shape": settings.data_shape,
+    }
     if settings.tokenizer is not None and (settings.model or "").startswith("random:"):
-        given["--tokenizer"] = settings.tokenizer
+        given["--tokenizer"] = str(settings.tokenizer)
         say(f"the server gets the tokenizer {settings.tokenizer} too: {settings.model} brings none")
     elif settings.tokenizer is not None:
         say("the server keeps the tokenizer of its model; --tokenizer only counts the tokens to ask for")
-    flags = [word for flag, value in given.items() if value is not None for word in (flag, value)]
-    return [*flags, *([settings.config] if settings.config else [])]
+    flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    return [*flags, *([str(settings.config)] if settings.config else [])]
 
 
 def _write(
@@ -148,31 +152,31 @@ def _write(
     folder: Path,
     numbers: Summary,
     outcomes: Sequence[validity.Check],
-) -> None:
-    """The folder's files; the contest's result file in `--out-dir` as well."""
+) -> str:
+    """The folder's files; the contest's result file in `--out-dir` as well. The last line of the contest's log."""
     files.summary(folder, numbers, outcomes)
     files.records(folder, outcome.records)
     about = contest.Run(
         qps=plan.settings.qps,
         interval_s=round(1 / plan.settings.qps, 2),
         num_samples=plan.settings.num_samples,
-        prompts=[planned.request.prompt for planned in plan.requests],
+        prompts=[str(planned.request.prompt) for planned in plan.requests],
         start_ns=outcome.header.start_ns,
         start_wall_s=outcome.header.start_wall_s,
     )
-    contest.log(folder, about, outcome.records)
+    log = contest.log(folder, about, outcome.records)
     contest.result(folder, about, outcome.records)
     if settings.out_dir is not None:
-        contest.result(Path(settings.out_dir), about, outcome.records)
+        contest.result(settings.out_dir, about, outcome.records)
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
 
 
 def _show(
-    folder: Path, outcome: Outcome, numbers: Summary, outcomes: Sequence[validity.Check], json: bool, quiet: bool
+    folder: Path, numbers: Summary, outcomes: Sequence[validity.Check], last: str, json: bool, quiet: bool
 ) -> None:
     """The screen, the same in `report.txt`, and the contest's last line."""
     report = screen.text(numbers, outcomes)
     files.write(folder / "report.txt", report.encode())
-    last = contest.exec_time_line(outcome.records)
     if json:
         print((folder / "summary.json").read_text(encoding="utf-8"), end="")
         print(last, file=sys.stderr)

@@ -56,11 +56,15 @@ def output_lengths(traces: Sequence[Trace]) -> Check:
 
 
 def own_lateness(traces: Sequence[Trace]) -> Check:
-    """99th percentile of sent - released, against 5 % of the median time to first token, at least 2 ms."""
+    """99th percentile of sent - released, against 5 % of the median time to first token, at least 2 ms.
+
+    A burst without slots has no schedule to be late for: nobody can send a thousand requests in one instant.
+    """
     late = sorted(value for trace in traces if (value := per_request.lateness.of(trace)) is not None)
     first = sorted(value for trace in traces if (value := per_request.ttft_from_sent.of(trace)) is not None)
     limit_s = max(_LATENESS_FLOOR_S, _LATENESS_SHARE * (percentile(first, 50) or 0.0))
-    value_s = percentile(late, 99)
+    burst = len(late) > 1 and per_run.offered_rate.of(traces) is None and not _held_back(traces)
+    value_s = None if burst else percentile(late, 99)
     return Check(
         name="own lateness, p99",
         value=value_s,
@@ -74,8 +78,7 @@ def own_lateness(traces: Sequence[Trace]) -> Check:
 def rate_kept(traces: Sequence[Trace]) -> Check:
     """|achieved / offered - 1| of the request rate; without meaning where slots hold requests back, or in a burst."""
     offered, achieved = per_run.offered_rate.of(traces), per_run.achieved_rate.of(traces)
-    held_back = any(per_request.slot_wait.of(trace) for trace in traces)
-    off = None if held_back or offered is None or achieved is None else abs(achieved / offered - 1)
+    off = None if _held_back(traces) or offered is None or achieved is None else abs(achieved / offered - 1)
     return Check(
         name="request rate off by",
         value=off,
@@ -84,6 +87,11 @@ def rate_kept(traces: Sequence[Trace]) -> Check:
         verdict="not applicable" if off is None else "ok" if off <= _RATE_TOLERANCE else "failed",
         remedy="the client could not keep up with the plan: lower --qps",
     )
+
+
+def _held_back(traces: Sequence[Trace]) -> bool:
+    """Whether any request waited for a slot."""
+    return any(per_request.slot_wait.of(trace) for trace in traces)
 
 
 CHECKS = (all_answered, output_lengths, own_lateness, rate_kept)

@@ -12,17 +12,17 @@ from llmbench.metrics import Trace, metric
 
 @metric("TTFT", "s", "lower")
 def ttft(trace: Trace) -> float | None:
-    """First token - due; infinite for a request that failed or did not finish."""
+    """First token - due; infinite for a request that was sent and has no whole answer."""
     if trace.status != "answered":
-        return math.inf
+        return _lost(trace)
     return seconds(trace.due_ns, trace.stamps_ns[0]) if trace.stamps_ns else None
 
 
 @metric("E2EL", "s", "lower")
 def e2el(trace: Trace) -> float | None:
-    """Last byte - due; infinite for a request that failed or did not finish."""
+    """Last byte - due; infinite for a request that was sent and has no whole answer."""
     if trace.status != "answered" or trace.done_ns is None:
-        return math.inf
+        return _lost(trace)
     return seconds(trace.due_ns, trace.done_ns)
 
 
@@ -71,6 +71,11 @@ def lateness(trace: Trace) -> float | None:
 def slot_wait(trace: Trace) -> float | None:
     """Released - due: how long the request waited for a free slot under a concurrency limit."""
     return None if trace.released_ns is None else seconds(trace.due_ns, trace.released_ns)
+
+
+def _lost(trace: Trace) -> float | None:
+    """Whoever sent it waits for ever; one that an interrupted run never sent has no time at all."""
+    return None if trace.sent_ns is None else math.inf
 
 
 def itl(trace: Trace) -> list[float]:

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -17,16 +18,17 @@ _ITL = "ITL"
 
 def show(console: Console, numbers: Summary, checks: Sequence[Check]) -> None:
     """Print the summary of one run."""
-    console.print(Text(verdict(checks), style="bold green" if valid(checks) else "bold red"))
+    say = partial(console.print, soft_wrap=True)  # a line that is cut cannot be searched for
+    say(Text(verdict(checks), style="bold green" if valid(checks) else "bold red"))
     for outcome in checks:
-        console.print(_check(outcome))
-    console.print(_counts(numbers))
+        say(_check(outcome))
+    say(_counts(numbers))
     for reason, number in list(numbers.reasons.items())[:5]:
-        console.print(Text(f"  {number} x {reason}"))
-    console.print(_run(numbers))
+        say(Text(f"  {number} x {reason}"))
+    say(_run(numbers))
     console.print(_latencies(numbers))
     if numbers.num_answered < numbers.num_planned:
-        console.print("TTFT and E2EL: percentiles count requests without an answer as infinite, means leave them out.")
+        say("TTFT and E2EL: percentiles count requests without an answer as infinite, means leave them out.")
 
 
 def text(numbers: Summary, checks: Sequence[Check]) -> str:

@@ -44,8 +44,8 @@ def make_folder(folder: Path, flag: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A value as indented JSON; infinite numbers become null."""
-    write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    """A value as indented JSON; infinite numbers become null, paths strings."""
+    write(path, msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n")
 
 
 def write(path: Path, data: bytes) -> None:

@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llmbench.tokenizer import Tokenizer, embedded_path
@@ -153,3 +155,16 @@ def test_a_server_that_is_named_and_not_there_is_not_replaced_by_a_launched_one(
     done = perf(tmp_path, dataset, toy.url, "-n", "1")
     assert done.returncode == 3
     assert "nobody answers" in done.stderr
+
+
+def test_without_a_server_the_bundled_stack_is_launched_and_stopped_again(tmp_path: Path, dataset: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    flags = ["--dataset", str(dataset), "--results", str(tmp_path / "results"), "--port", str(port), "-X", "20"]
+    arguments = [sys.executable, "-m", "llmbench", "perf", *flags, "-n", "3", "--engine", "stub"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert f"nobody listens on port {port}: launching the bundled stack" in done.stderr
+    assert json.loads((folder(tmp_path) / "summary.json").read_text())["summary"]["num_answered"] == 3, done.stderr
+    pid = next(line.rpartition("pid ")[2].rstrip(")") for line in done.stderr.splitlines() if "(pid " in line)
+    assert not psutil.pid_exists(int(pid))

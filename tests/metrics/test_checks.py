@@ -72,11 +72,13 @@ def test_a_rate_that_was_not_kept_makes_the_run_invalid() -> None:
 
 
 def test_a_rate_has_no_sense_in_a_burst_or_where_slots_hold_requests_back() -> None:
-    burst = [trace(0), trace(0)]
+    burst = [trace(0), trace(0, late_ms=99)]
     assert checks.rate_kept(burst).verdict == "not applicable"
+    assert checks.own_lateness(burst).verdict == "not applicable"
     held = [trace(i) for i in range(3)]
     held[2].released_ns = held[2].due_ns + 50 * MS
     assert checks.rate_kept(held).verdict == "not applicable"
+    assert checks.own_lateness(held).verdict == "ok"
 
 
 def test_a_run_without_any_answer_is_invalid_and_nothing_divides_by_zero() -> None:

@@ -122,6 +122,7 @@ def test_a_run_in_which_nothing_was_sent_has_numbers_that_say_so() -> None:
     assert numbers.num_unfinished == 1
     assert set(numbers.run.values()) == {None}
     assert numbers.requests["service_time"].p50 is None
+    assert numbers.requests["e2el"].num == 0
 
 
 def test_total_throughput_is_left_out_when_prompts_were_not_counted() -> None:
