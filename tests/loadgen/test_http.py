@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmbench.loadgen._http import HttpError, ResponseParser
@@ -44,6 +44,7 @@ def test_a_response_byte_by_byte_has_the_same_body(name: str) -> None:
     assert parse([raw[i : i + 1] for i in range(len(raw))])[1] == b"hello world"
 
 
+@settings(deadline=None)  # a busy machine is not a fault
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=6), st.lists(st.integers(0, 2000), max_size=8))
 def test_any_chunks_in_any_cuts_give_the_bytes_back(chunks: list[bytes], cuts: list[int]) -> None:
     raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -99,6 +100,7 @@ def test_what_is_not_http_is_an_error(raw: bytes) -> None:
         parser.feed(raw)
 
 
+@settings(deadline=None)  # a busy machine is not a fault
 @given(st.binary(max_size=400))
 def test_no_bytes_make_it_fail_in_any_other_way(raw: bytes) -> None:
     parser = ResponseParser()
