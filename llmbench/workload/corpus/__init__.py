@@ -1,5 +1,6 @@
 """Our own text: facts, four-choice questions, instruction records and training documents, all from seeded patterns."""
 
+from llmbench.workload.corpus.compose import compose
 from llmbench.workload.corpus.documents import Document, document
 from llmbench.workload.corpus.facts import Fact, facts, subjects
 from llmbench.workload.corpus.instructions import Record, random_record
@@ -18,6 +19,7 @@ __all__ = [
     "Fact",
     "Question",
     "Record",
+    "compose",
     "document",
     "facts",
     "few_shot_prompt",

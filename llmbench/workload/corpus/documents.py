@@ -47,22 +47,17 @@ def choice_document(rng: Random, shots: int) -> Document:
     return _choice(rng, asked)
 
 
-def binding_document(rng: Random) -> Document:
-    """Letter binding without facts: four choices, then many look-ups of the letter that stands before a word."""
-    chosen = rng.sample(_ANSWERS, 4)
-    asked = [rng.randrange(4) for _ in range(rng.randint(1, 9))]
-    forms = ("Which of these words is {}?", "Find the word {}.", "The answer is {}.", "{}")
-    lines = [f"{letter}. {word}" for letter, word in zip(LETTERS, chosen, strict=True)]
-    lines += [f"{rng.choice(forms).format(chosen[n])}\nAnswer: {LETTERS[n]}" for n in asked]
-    if rng.random() < 0.5:  # the question before the choices, as in an exam
-        question = Question(
-            subject="plain_words",
-            text=rng.choice(forms).format(chosen[asked[-1]]),
-            choices=(chosen[0], chosen[1], chosen[2], chosen[3]),
-            answer=asked[-1],
-        )
-        return _choice(rng, [question])
-    return Document(prompt="\n".join(lines)[:-2], answer=LETTERS[asked[-1]], is_choice=True)
+def binding_document(rng: Random, shots: int) -> Document:
+    """Multiple choice that needs no facts: the question names the word, the letter before it is the answer."""
+    return _choice(rng, [_binding_question(rng) for _ in range(shots + 1)])
+
+
+def _binding_question(rng: Random) -> Question:
+    a, b, c, d = rng.sample(_ANSWERS, 4)
+    answer = rng.randrange(4)
+    form = rng.choice(("Which of these words is {}?", "Find the word {}.", "The answer is {}.", "{}?"))
+    text = form.format((a, b, c, d)[answer])
+    return Question(subject="plain_words", text=text, choices=(a, b, c, d), answer=answer)
 
 
 def _choice(rng: Random, asked: list[Question]) -> Document:
@@ -72,10 +67,12 @@ def _choice(rng: Random, asked: list[Question]) -> Document:
     return Document(prompt=prompt, answer=LETTERS[asked[-1].answer], is_choice=True)
 
 
-def document(rng: Random, binding: float = 0.05) -> Document:
-    """One document of the mixture; `binding` is the share of questions that need no facts."""
+def document(rng: Random, records: float = 0.5, binding: float = 0.05) -> Document:
+    """One document: a share of records; of the rest a share of questions that need no facts, questions, statements."""
+    if rng.random() < records:
+        return record_document(rng)
+    shots = rng.choices(range(6), (30, 8, 8, 8, 8, 38))[0]
     kind = rng.random()
-    if kind < 0.45:
-        shots = rng.choices(range(6), (30, 8, 8, 8, 8, 38))[0]
-        return binding_document(rng) if rng.random() < binding else choice_document(rng, shots)
-    return statement_document(rng) if kind < 0.60 else record_document(rng)
+    if kind < binding:
+        return binding_document(rng, shots)
+    return choice_document(rng, shots) if kind < 0.75 else statement_document(rng)

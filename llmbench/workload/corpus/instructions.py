@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from llmbench.workload.corpus import words
@@ -37,7 +37,8 @@ class Draft:
     instruction: Sequence[Part]
     input: Sequence[Part] = ()
     output: Sequence[Part] = ()
-    prefixes: Sequence[str] = field(default=())  # one for each output part, or none
+    prefixes: Sequence[str] = ()  # one for each output part, or none
+    topic: str = ""  # what the output is about, where it is about one thing
 
 
 def _constant(text: str) -> Part:
@@ -48,7 +49,8 @@ def _pattern(patterns: Sequence[str], topic: str = "") -> Part:
     return lambda rng: words.sentence(rng, rng.choice(patterns), topic)
 
 
-def _render_output(draft: Draft, parts: Sequence[str]) -> str:
+def render_output(draft: Draft, parts: Sequence[str]) -> str:
+    """The output text: each part behind its prefix, or all parts with spaces between."""
     if not draft.prefixes:
         return " ".join(parts)
     return "".join(prefix + part for prefix, part in zip(draft.prefixes, parts, strict=True))
@@ -68,14 +70,17 @@ _LIST_KINDS = (
 )
 _TEXT_LIST_KINDS = (
     ("Give {} ideas about the text", "", words.PLAIN, 1),
-    ("Write {} questions and answers about the text", "", words.PLAIN, 2),
+    ("Write {} facts about the text and explain each fact", "", words.PLAIN, 2),
     ("Give {} rules for the person in the text and explain each rule", "", words.ADVICE, 2),
     ("Use the text to write a plan of {} days", "Day ", words.ADVICE, 3),
     ("Write the next {} parts of the story", "Part ", words.STORY, 4),
     ("Write the next {} long parts of the story", "Part ", words.STORY, 6),
 )
+# of each kind: has its items labelled (`Day 1: `), sentences in an item
+LIST_PARTS = tuple((bool(kind[2]), kind[4]) for kind in _LIST_KINDS)
+TEXT_LIST_PARTS = tuple((bool(kind[1]), kind[3]) for kind in _TEXT_LIST_KINDS)
 _TAILS = (
-    "[ for a {adj} {person}][ who lives near the {place}]",
+    "[ for a {adj} {person} who lives near the {place}]",
     "[ for my {person}][ in the {time}]",
     "[ in {adj} words][ for the {person}]",
     "[ that a {person} can use in the {place}]",
@@ -105,6 +110,7 @@ def list_draft(rng: Random, kind: int, items: int) -> Draft:
         instruction=[_tail(instruction.format(items, topic))],
         output=parts,
         prefixes=_numbered(label, items, sentences),
+        topic=topic,
     )
 
 
@@ -127,6 +133,7 @@ def sentences_draft(rng: Random, sentences: int) -> Draft:
     return Draft(
         instruction=[_tail(form.format(NUMBERS[sentences - 1], noun, topic))],
         output=[_pattern(words.PLAIN, topic)] * sentences,
+        topic=topic,
     )
 
 
@@ -178,7 +185,9 @@ def feeling_draft(rng: Random, input_sentences: int) -> Draft:
     """A text that is positive or negative, answered in one word."""
     positive = rng.random() < 0.5
     patterns = words.OPINION_GOOD if positive else words.OPINION_BAD
-    form = rng.choice(("Is this text positive or negative", "Find the feeling of the text", "Is the feeling good or bad"))
+    form = rng.choice(
+        ("Is this text positive or negative", "Find the feeling of the text", "Is the feeling good or bad")
+    )
     word = ("good" if positive else "bad") if form.endswith("bad") else ("positive" if positive else "negative")
     return Draft(
         instruction=[_constant(form)],
@@ -192,7 +201,9 @@ def name_draft(rng: Random, input_sentences: int, full_stop: bool) -> Draft:
     name = rng.choice(words.SLOTS["name"])
     nameless = [pattern for pattern in words.STORY if "{name}" not in pattern]
     first = [f"{name} {{past}} in the {{place}}[ every {{time}}].", f"{name} {{made}} a[ {{adj}}] {{thing}}."]
-    form = "Who is in the text? Use a full stop" if full_stop else rng.choice(("Find the name in the text", "Who is it"))
+    form = (
+        "Who is in the text? Use a full stop" if full_stop else rng.choice(("Find the name in the text", "Who is it"))
+    )
     return Draft(
         instruction=[_constant(form)],
         input=[_pattern(first)] + [_pattern(nameless)] * (input_sentences - 1),
@@ -266,7 +277,7 @@ def roll(rng: Random, draft: Draft) -> Record:
     return Record(
         instruction=" ".join(part(rng) for part in draft.instruction),
         input=" ".join(part(rng) for part in draft.input),
-        output=_render_output(draft, [part(rng) for part in draft.output]),
+        output=render_output(draft, [part(rng) for part in draft.output]),
     )
 
 
@@ -275,7 +286,5 @@ def random_record(rng: Random) -> Record:
     draft = random_draft(rng)
     if not draft.input and rng.random() < 0.25:
         before = [_pattern(words.CONTEXT)] * rng.choices((1, 2, 3, 5, 8), (50, 20, 15, 10, 5))[0]
-        draft = Draft(
-            instruction=[*before, *draft.instruction], input=(), output=draft.output, prefixes=draft.prefixes
-        )
+        draft = Draft(instruction=[*before, *draft.instruction], input=(), output=draft.output, prefixes=draft.prefixes)
     return roll(rng, draft)

@@ -26,7 +26,8 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "park beach island office shop hotel station library",
         "person": "friend mother father brother sister child teacher student doctor neighbor king queen soldier "
         "artist writer singer captain driver judge worker",
-        "name": "Anna Peter Maria Tom John Paul Mary Jack Sam Ben Emma Lucy David Max Leo Kate James George Robert Alice",
+        "name": "Anna Peter Maria Tom John Paul Mary Jack Sam Ben Emma Lucy David Max Leo Kate James George Robert "
+        "Alice",
         "animal": "dog cat horse bird fish mouse bear cow sheep",
         "good": "good great kind happy clear warm bright clean fresh sweet beautiful useful perfect safe calm gentle",
         "bad": "bad sad cold dark hard poor angry afraid slow strange tired weak",
@@ -47,10 +48,10 @@ SLOTS: dict[str, tuple[str, ...]] = {
 PLAIN = (
     "The {topic} is [very ]{adj}[ in the {time}].",
     "A {adj} {topic} helps you[ every {time}][ to feel {good}].",
-    "Many people like the {topic}[ because it is {adj}][ and {adj}].",
+    "Many people like the {topic}[ because it is {adj} and {adj}].",
     "You can find a[ {adj}] {topic} near the {place}[ in the {time}].",
     "It is {good} for the {person}[ and for the {person}].",
-    "The {adj} {topic} makes[ every {time}] more {good}[ for a {person}].",
+    "The {adj} {topic} makes every {time} more {good}[ for a {person}].",
     "People often think about the {topic}[ when they are in the {place}].",
     "It gives the {person} a[ {adj}] {thing}[ and a {adj} {thing}].",
     "There are many ways to see a {adj} {topic}[ in the {place}].",
