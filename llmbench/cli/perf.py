@@ -24,7 +24,7 @@ def perf(
     task: Annotated[Task | None, typer.Option(help="Contest task: 1 is alpaca_5010, 2 is alpaca_521.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Dataset name or file.  [default: alpaca_5010]")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model that counts the tokens to ask for.")] = None,
-    arrivals: Annotated[str, typer.Option(help="contest, poisson, constant or burst.")] = "contest",
+    arrivals: Annotated[str, typer.Option(help="poisson, constant, burst or contest.")] = "poisson",
     dialect: Annotated[str, typer.Option(help="HTTP dialect of the server.")] = "contest",
     data_shape: Annotated[str | None, typer.Option(help="Contest streams: list or object.  [default: list]")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="At most this many requests at once.")] = None,

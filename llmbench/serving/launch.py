@@ -11,7 +11,7 @@ import msgspec
 from llmbench.errors import ConfigError, ServingError
 
 READY = "llmbench serve: ready on "
-_GOODBYE_S = 10.0
+_GOODBYE_S = 15.0  # longer than a server drains
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,10 @@ def launched(argv: list[str]) -> Iterator[Server]:
     Raises ServingError (ConfigError when the server said that its settings are wrong) with its last line of output.
     """
     command = [sys.executable, "-m", "llmbench", "serve", "--port", "0", "--until-stdin-closes", *argv]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # a session of its own: Ctrl-C in a terminal must reach the measuring process only, so that answers can drain
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             yield Server(url=_wait_until_ready(process), pid=process.pid)
         finally:
