@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 2.0  # for answers that end with an error because the server stops
 _SWEEP_EVERY_S = 0.5
+_BACKLOG = 2048  # as uvicorn: when it is full, a burst of connections waits a second for its SYNs to be sent again
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -162,10 +164,15 @@ class Server:
         self._frontend.fail_all(ServingError("the server is stopping"))
 
     async def listen(self, sockets: list[socket.socket]) -> None:
-        """Serve on bound sockets, until `close`."""
+        """Serve on bound sockets, until `close`. Raises ServingError when another server was faster on their port."""
         await self._runner.setup()
         for bound in sockets:
-            await web.SockSite(self._runner, bound).start()
+            try:
+                bound.listen(_BACKLOG)  # uvloop would only log that it fails
+            except OSError as error:
+                host, port = bound.getsockname()[:2]
+                raise _taken(host, port, error) from error
+            await web.SockSite(self._runner, bound, backlog=_BACKLOG).start()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -217,14 +224,18 @@ def bind(host: str, port: int) -> list[socket.socket]:
     try:
         sockets = [_bound(host, port)]
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ServingError(f"cannot listen on {host}:{port} ({reason}); choose another port with --port") from error
+        raise _taken(host, port, error) from error
     if host == "127.0.0.1":
         try:
             sockets.append(_bound("::1", sockets[0].getsockname()[1]))
         except OSError as error:
             _log.debug("no IPv6 loopback: %s", error)
     return sockets
+
+
+def _taken(host: str, port: int, error: OSError) -> ServingError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return ServingError(f"cannot listen on {host}:{port} ({reason}); choose another port with --port")
 
 
 def _bound(host: str, port: int) -> socket.socket:
