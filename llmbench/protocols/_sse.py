@@ -17,9 +17,17 @@ _SHOWN_BYTES = 80
 EVENT_STREAM = "text/event-stream"
 
 
+# Clients that read lines with `str.splitlines`, as httpx's `iter_lines` does, would split an event at these.
+_LINE_BREAKS = tuple((sign.encode(), f"\\u{ord(sign):04x}".encode()) for sign in "\x85\u2028\u2029")
+
+
 def event(value: Any, prefix: bytes = b"data: ") -> bytes:
-    """One server-sent event with a JSON payload, which has no line break inside."""
-    return prefix + msgspec.json.encode(value) + b"\n\n"
+    """One server-sent event with a JSON payload, which has nothing inside that anybody takes for the end of a line."""
+    payload = msgspec.json.encode(value)
+    for sign, escaped in _LINE_BREAKS:
+        if sign in payload:
+            payload = payload.replace(sign, escaped)
+    return prefix + payload + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"

@@ -116,7 +116,7 @@ class MindieReply:
     """One answer on the server's side."""
 
     def __init__(self, request: Request, clock: Callable[[], int], *, details: bool) -> None:
-        self.requests = (request,)
+        self.requests: tuple[Request, ...] = (request,)
         self.stream = request.stream
         self.headers: tuple[tuple[str, str], ...] = STREAM_HEADERS if request.stream else JSON_HEADERS
         self._details = details
@@ -219,8 +219,8 @@ def _slots(status: Status) -> dict[str, int]:
 
 
 def _check_seconds(text: str) -> None:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_TIMED_S):
-        raise FieldError("", f"/health/timed-N: N must be 1 to {_MAX_TIMED_S} seconds, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _MAX_TIMED_S):
+        raise FieldError("", f"/health/timed-N: N must be 1 to {_MAX_TIMED_S} seconds, got {text[:24]!r}")
 
 
 def _info(status: Status) -> dict[str, Any]:

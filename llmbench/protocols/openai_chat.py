@@ -127,7 +127,7 @@ class ChatReply:
     """One answer on the server's side."""
 
     def __init__(self, request: Request, model: str, stamp: Stamp, options: StreamOptions) -> None:
-        self.requests = (request,)
+        self.requests: tuple[Request, ...] = (request,)
         self.stream = request.stream
         self.headers: tuple[tuple[str, str], ...] = STREAM_HEADERS if request.stream else JSON_HEADERS
         self._options = options

@@ -107,7 +107,7 @@ class TgiReply:
     """One answer on the server's side."""
 
     def __init__(self, request: Request, flavour: Flavour, *, details: bool, prefix: str, as_list: bool) -> None:
-        self.requests = (request,)
+        self.requests: tuple[Request, ...] = (request,)
         self.stream = request.stream
         self.headers: tuple[tuple[str, str], ...] = STREAM_HEADERS if request.stream else JSON_HEADERS
         self._huggingface = flavour == "huggingface"

@@ -140,7 +140,7 @@ class TritonReply:
         perf_stat: bool,
         tokens_only: bool,
     ) -> None:
-        self.requests = (request,)
+        self.requests: tuple[Request, ...] = (request,)
         self.stream = request.stream
         self.headers: tuple[tuple[str, str], ...] = STREAM_HEADERS if request.stream else JSON_HEADERS
         self._name = name

@@ -96,7 +96,7 @@ class VllmReply:
     """One answer on the server's side."""
 
     def __init__(self, request: Request, prompt: str) -> None:
-        self.requests = (request,)
+        self.requests: tuple[Request, ...] = (request,)
         self.stream = request.stream
         self.headers: tuple[tuple[str, str], ...] = _STREAM_HEADERS if request.stream else JSON_HEADERS
         self._pieces = [prompt, " "]

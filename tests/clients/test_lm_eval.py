@@ -1,4 +1,4 @@
-"""EleutherAI's lm-eval scores and generates over HTTP, with the server's own tokenizer (checked with lm_eval 0.4.13)."""
+"""EleutherAI's lm-eval scores and generates over HTTP with the server's own tokenizer (checked with lm_eval 0.4.13)."""
 
 import json
 import os

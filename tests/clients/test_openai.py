@@ -1,6 +1,8 @@
 """OpenAI's own client: what it parses, streams and raises (checked with openai 3.51.0)."""
 
+import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -8,24 +10,25 @@ openai = pytest.importorskip("openai")
 
 pytestmark = pytest.mark.clients
 
+Client = Any  # openai.OpenAI, which mypy need not have
 MODEL = "random:tiny"
 PROMPT = "The quick brown fox"
 
 
 @pytest.fixture
-def client(url: str) -> Iterator["openai.OpenAI"]:
+def client(url: str) -> Iterator[Client]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
-def test_the_models_are_listed(client: "openai.OpenAI") -> None:
+def test_the_models_are_listed(client: Client) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).owned_by == "llmbench"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4")
 
 
-def test_a_completion_has_text_reason_and_usage(client: "openai.OpenAI") -> None:
+def test_a_completion_has_text_reason_and_usage(client: Client) -> None:
     answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=6, temperature=0)
     (choice,) = answer.choices
     assert choice.finish_reason in ("length", "stop")
@@ -34,7 +37,7 @@ def test_a_completion_has_text_reason_and_usage(client: "openai.OpenAI") -> None
     assert choice.finish_reason == "stop" or answer.usage.completion_tokens == 6
 
 
-def test_a_streamed_completion_is_the_whole_one(client: "openai.OpenAI") -> None:
+def test_a_streamed_completion_is_the_whole_one(client: Client) -> None:
     whole = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0)
     stream = client.completions.create(
         model=MODEL,
@@ -50,7 +53,7 @@ def test_a_streamed_completion_is_the_whole_one(client: "openai.OpenAI") -> None
     assert (last.choices, last.usage) == ([], whole.usage)
 
 
-def test_several_prompts_are_answered_in_one_response(client: "openai.OpenAI") -> None:
+def test_several_prompts_are_answered_in_one_response(client: Client) -> None:
     prompts = [PROMPT, "Once upon a time"]
     answer = client.completions.create(model=MODEL, prompt=prompts, max_tokens=5, temperature=0)
     each = [client.completions.create(model=MODEL, prompt=one, max_tokens=5, temperature=0) for one in prompts]
@@ -58,7 +61,7 @@ def test_several_prompts_are_answered_in_one_response(client: "openai.OpenAI") -
     assert [choice.text for choice in answer.choices] == [one.choices[0].text for one in each]
 
 
-def test_log_probabilities_of_prompt_and_answer_line_up(client: "openai.OpenAI") -> None:
+def test_log_probabilities_of_prompt_and_answer_line_up(client: Client) -> None:
     answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=2, temperature=0, logprobs=3, echo=True)
     (choice,), usage = answer.choices, answer.usage
     assert choice.text.startswith(PROMPT)
@@ -70,18 +73,19 @@ def test_log_probabilities_of_prompt_and_answer_line_up(client: "openai.OpenAI")
     assert tops is not None
     assert len(tokens) == len(scores) == len(tops) == usage.prompt_tokens + usage.completion_tokens
     assert (scores[0], tops[0]) == (None, None)
-    assert all(score < 0 and top[token] == score for score, top, token in zip(scores[1:], tops[1:], tokens[1:]))
-    assert all(score == max(top.values()) for score, top in zip(scores[-2:], tops[-2:]))  # the answer is greedy
+    places = list(zip(tokens, scores, tops, strict=True))
+    assert all(score < 0 and top[token] == score for token, score, top in places[1:])
+    assert all(score == max(top.values()) for _, score, top in places[-2:])  # the answer is greedy
 
 
-def test_scoring_a_prompt_alone_generates_nothing(client: "openai.OpenAI") -> None:
+def test_scoring_a_prompt_alone_generates_nothing(client: Client) -> None:
     answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=0, logprobs=0, echo=True)
     assert answer.choices[0].text == PROMPT
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 0
 
 
-def test_a_seed_repeats_a_sampled_answer(client: "openai.OpenAI") -> None:
+def test_a_seed_repeats_a_sampled_answer(client: Client) -> None:
     def text(seed: int) -> str:
         answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=12, temperature=1, seed=seed)
         return str(answer.choices[0].text)
@@ -89,7 +93,7 @@ def test_a_seed_repeats_a_sampled_answer(client: "openai.OpenAI") -> None:
     assert text(7) == text(7) != text(8)
 
 
-def test_a_stop_text_ends_an_answer_before_it(client: "openai.OpenAI") -> None:
+def test_a_stop_text_ends_an_answer_before_it(client: Client) -> None:
     free = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0).choices[0].text
     stop = free[4:6]
     cut = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0, stop=[stop])
@@ -97,7 +101,7 @@ def test_a_stop_text_ends_an_answer_before_it(client: "openai.OpenAI") -> None:
     assert cut.choices[0].finish_reason == "stop"
 
 
-def test_a_chat_answers_whole_and_streamed(client: "openai.OpenAI") -> None:
+def test_a_chat_answers_whole_and_streamed(client: Client) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
     whole = client.chat.completions.create(model=MODEL, messages=messages, max_completion_tokens=8, temperature=0)
     message = whole.choices[0].message
@@ -117,7 +121,7 @@ def test_a_chat_answers_whole_and_streamed(client: "openai.OpenAI") -> None:
     assert last.usage == whole.usage
 
 
-def test_a_chat_gives_log_probabilities(client: "openai.OpenAI") -> None:
+def test_a_chat_gives_log_probabilities(client: Client) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Hi"}], max_tokens=4, logprobs=True, top_logprobs=2,
         temperature=0,
@@ -138,15 +142,13 @@ def test_a_chat_gives_log_probabilities(client: "openai.OpenAI") -> None:
         ({"model": MODEL, "prompt": ""}, "BadRequestError"),
     ],
 )
-def test_an_error_is_raised_as_its_own_kind(client: "openai.OpenAI", asked: dict[str, object], error: str) -> None:
+def test_an_error_is_raised_as_its_own_kind(client: Client, asked: dict[str, object], error: str) -> None:
     with pytest.raises(getattr(openai, error)) as caught:
         client.completions.create(**asked)
     assert caught.value.body["message"]
 
 
 def test_the_asynchronous_client_can_leave_a_stream(url: str) -> None:
-    import asyncio
-
     async def first_chunk() -> str:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             stream = await client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=500, stream=True)
