@@ -1,5 +1,7 @@
 """Attention over the paged KV cache in NumPy: decoding sequences together by length, prompts one by one in pieces."""
 
+import math
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +10,9 @@ Int32 = npt.NDArray[np.int32]
 Intp = npt.NDArray[np.intp]
 Float32 = npt.NDArray[np.float32]
 
-_SCORES_ELEMENTS = 1 << 20  # 4 MiB of scores at once, so that softmax works on what the CPU's cache still holds
-_GATHER_ELEMENTS = 1 << 22  # 16 MiB of gathered keys and values at once
+_SCORES_ELEMENTS = 1 << 19  # 2 MiB of scores at once, so that softmax works on what the CPU's cache still holds
+_GATHER_ELEMENTS = 1 << 20  # 4 MiB of gathered keys and values at once
+_CHUNK = 64  # queries of a prompt at once, at most
 _PADDING = 0.25  # how much shorter than the longest a sequence may be, to be padded to it
 
 
@@ -18,10 +21,17 @@ class Scratch:
 
     def __init__(self) -> None:
         self._arrays: dict[str, Float32] = {}
+        self._views: dict[str, Float32] = {}
 
     def get(self, name: str, *shape: int) -> Float32:
         """An array of this shape, its values undefined; the one got before under this name is no longer valid."""
-        size = int(np.prod(shape))
+        view = self._views.get(name)
+        if view is None or view.shape != shape:
+            view = self._views[name] = self._cut(name, shape)
+        return view
+
+    def _cut(self, name: str, shape: tuple[int, ...]) -> Float32:
+        size = math.prod(shape)
         flat = self._arrays.get(name)
         if flat is None or flat.size < size:
             flat = self._arrays[name] = np.empty(size, np.float32)
@@ -97,43 +107,46 @@ def decode(group: DecodeGroup, q: Float32, cache: Float32, heads: Heads, scratch
     np.matmul(q[group.rows].reshape(num, kv, heads.group, dim), keys_values[0].swapaxes(2, 3), out=scores)
     scores += group.mask
     total = _exponentiate(scores)
-    answer = np.matmul(scores, keys_values[1])
+    answer = np.matmul(scores, keys_values[1], out=scratch.get("answer", num, kv, heads.group, dim))
     answer /= total
     out[group.rows] = answer.reshape(num, heads.num_heads, dim)
 
 
-def prefill(prompt: Prompt, qkv: Float32, cache: Float32, heads: Heads, scratch: Scratch, out: Float32) -> None:
-    """Causal attention of one sequence's new tokens: qkv float32 [T, heads + 2 kv, dim], out [T, heads, dim]."""
-    kv, dim = heads.num_kv_heads, heads.head_dim
-    keys_values = _keys_values(prompt, qkv, cache, heads, scratch).transpose(1, 2, 0, 3)  # (2, kv, length, dim)
-    keys, values = keys_values[0].swapaxes(1, 2), keys_values[1]
-    before = prompt.context_len - (prompt.stop - prompt.start)
-    chunk = max(16, min(256, _SCORES_ELEMENTS // (heads.num_heads * prompt.context_len)))
-    for start in range(prompt.start, prompt.stop, chunk):
-        num = min(chunk, prompt.stop - start)
-        visible = before + start - prompt.start + num
-        q = scratch.get("q", kv, heads.group, num, dim)
-        q[:] = qkv[start : start + num, : heads.num_heads].reshape(num, kv, heads.group, dim).transpose(1, 2, 0, 3)
-        scores = scratch.get("scores", kv, heads.group * num, visible)
-        np.matmul(q.reshape(kv, heads.group * num, dim), keys[:, :, :visible], out=scores)
-        own = scores.reshape(kv, heads.group, num, visible)[..., visible - num :]
-        np.copyto(own, -np.inf, where=np.triu(np.ones((num, num), np.bool_), 1))
-        total = _exponentiate(scores)
-        answer = np.matmul(scores, values[:, :visible], out=scratch.get("answer", kv, heads.group * num, dim))
-        answer /= total
-        shaped = answer.reshape(kv, heads.group, num, dim).transpose(2, 0, 1, 3)
-        out[start : start + num].reshape(num, kv, heads.group, dim)[:] = shaped
+def chunks(prompt: Prompt, heads: Heads) -> list[slice]:
+    """The new tokens of a prompt in pieces of few enough for their scores, those that see most first."""
+    size = max(32, min(_CHUNK, _SCORES_ELEMENTS // (heads.num_heads * prompt.context_len)))
+    starts = range(prompt.start, prompt.stop, size)
+    return [slice(start, min(start + size, prompt.stop)) for start in reversed(starts)]
 
 
-def _keys_values(prompt: Prompt, qkv: Float32, cache: Float32, heads: Heads, scratch: Scratch) -> Float32:
-    """float32 [context_len, 2, kv, dim] of a sequence: from the step itself when it has all, else from the cache."""
+def keys_values(prompt: Prompt, qkv: Float32, cache: Float32, heads: Heads, scratch: Scratch) -> Float32:
+    """float32 [2, kv, context_len, dim] of a sequence: from the step itself when it has all, else from the cache."""
     if prompt.fresh:
         found = qkv[prompt.start : prompt.stop, heads.num_heads :]
     else:
-        found = scratch.get("gathered", len(prompt.table), *cache.shape[1:])
+        found = scratch.get("prompt", len(prompt.table), *cache.shape[1:])
         cache.take(prompt.table, axis=0, out=found, mode="clip")
         found = found.reshape(-1, *cache.shape[2:])[: prompt.context_len]
-    return found.reshape(prompt.context_len, 2, heads.num_kv_heads, heads.head_dim)
+    return found.reshape(prompt.context_len, 2, heads.num_kv_heads, heads.head_dim).transpose(1, 2, 0, 3)
+
+
+def prefill(
+    prompt: Prompt, rows: slice, q: Float32, keys_values: Float32, heads: Heads, scratch: Scratch, out: Float32
+) -> None:
+    """Causal attention of one chunk of a prompt: q and out float32 [T, heads, dim]."""
+    kv, group, dim, num = heads.num_kv_heads, heads.group, heads.head_dim, rows.stop - rows.start
+    visible = prompt.context_len - (prompt.stop - rows.stop)
+    keys, values = keys_values[:, :, :visible]
+    queries = scratch.get("queries", kv, group, num, dim)
+    queries[:] = q[rows].reshape(num, kv, group, dim).transpose(1, 2, 0, 3)
+    scores = scratch.get("scores", kv, group * num, visible)
+    np.matmul(queries.reshape(kv, group * num, dim), keys.swapaxes(1, 2), out=scores)
+    own = scores.reshape(kv, group, num, visible)[..., visible - num :]
+    np.copyto(own, -np.inf, where=np.triu(np.ones((num, num), np.bool_), 1))
+    total = _exponentiate(scores)
+    answer = np.matmul(scores, values, out=scratch.get("answer", kv, group * num, dim))
+    answer /= total
+    out[rows].reshape(num, kv, group, dim)[:] = answer.reshape(kv, group, num, dim).transpose(2, 0, 1, 3)
 
 
 def _exponentiate(scores: Float32) -> Float32:

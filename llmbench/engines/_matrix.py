@@ -40,15 +40,14 @@ class Workers:
         self.num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads - 1, "llmbench-engine") if num_threads > 1 else None
 
-    def run(self, work: Callable[[int, int], None], total: int, multiplications: int) -> None:
-        """work(start, stop) over 0..total, in as many parts as there are threads if it is worth it."""
-        parts = min(self.num_threads, total)
-        if self._pool is None or parts < 2 or multiplications < _WORTH_A_THREAD:
-            work(0, total)
-            return
-        bounds = [total * i // parts for i in range(parts + 1)]
-        waiting = [self._pool.submit(work, bounds[i], bounds[i + 1]) for i in range(1, parts)]
-        work(0, bounds[1])
+    def num_parts(self, multiplications: int) -> int:
+        """Into how many parts to cut what takes so many multiplications."""
+        return 1 if multiplications < _WORTH_A_THREAD else self.num_threads
+
+    def run(self, work: Callable[[int], None], num_parts: int) -> None:
+        """work(part) for every part below num_parts, each in a thread of its own; the first in this one."""
+        waiting = [self._pool.submit(work, part) for part in range(1, num_parts)] if self._pool is not None else []
+        work(0)
         for future in waiting:
             future.result()
 
@@ -105,11 +104,13 @@ class Matrix:
         """float32 [M, num_out], a view of `out` [M, padded]: x [M, num_in] times this matrix."""
         if not len(x):
             return out[:, : self.num_out]
+        panels = self._num_panels
+        num_parts = min(panels, self._workers.num_parts(len(x) * self.num_in * self.num_out))
 
-        def work(start: int, stop: int) -> None:
-            self._multiply_panels(x, out, start, stop)
+        def work(part: int) -> None:
+            self._multiply_panels(x, out, panels * part // num_parts, panels * (part + 1) // num_parts)
 
-        self._workers.run(work, self._num_panels, len(x) * self.num_in * self.num_out)
+        self._workers.run(work, num_parts)
         return out[:, : self.num_out]
 
     def _multiply_panels(self, x: Float32, out: Float32, start: int, stop: int) -> None:

@@ -54,7 +54,8 @@ class NumpyLlama:
         self._cache: Float32 = np.zeros(shape, np.float32)
         self._max_model_len = min(config.max_positions, num_blocks * settings.block_size)
         self._rotations = _rotations(config, self._max_model_len)
-        self._scratch = attention.Scratch()
+        self._scratches = [attention.Scratch() for _ in range(self._workers.num_threads)]
+        self._scratch = self._scratches[0]
 
     def capacity(self) -> Capacity:
         """What this engine can hold."""
@@ -78,6 +79,7 @@ class NumpyLlama:
         self._workers.close()
         self._weights.layers.clear()
         self._cache = np.empty((0, 0, 0, 0, 0), np.float32)
+        self._scratches.clear()
         self._scratch = attention.Scratch()
 
     def _check(self, batch: Batch) -> None:
@@ -140,11 +142,37 @@ class NumpyLlama:
         turned *= plan.rotations
         cache.reshape(-1, *cache.shape[2:])[plan.slots] = qkv[:, heads.num_heads :]
         out = self._scratch.get("attended", num, heads.num_heads, heads.head_dim)
-        for group in plan.groups:
-            attention.decode(group, qkv[:, : heads.num_heads], cache, heads, self._scratch, out)
+        if plan.groups:
+            self._decode(plan.groups, qkv, cache, out)
         for prompt in plan.prompts:
-            attention.prefill(prompt, qkv, cache, heads, self._scratch, out)
+            self._prefill(prompt, qkv, cache, out)
         return out.reshape(num, -1)
+
+    def _decode(self, groups: list[attention.DecodeGroup], qkv: Float32, cache: Float32, out: Float32) -> None:
+        heads = self._heads
+        q = qkv[:, : heads.num_heads]
+        elements = sum(group.mask.size for group in groups) * math.prod(cache.shape[2:])
+        num_parts = min(len(groups), self._workers.num_parts(elements))
+
+        def work(part: int) -> None:
+            for group in groups[part::num_parts]:
+                attention.decode(group, q, cache, heads, self._scratches[part], out)
+
+        self._workers.run(work, num_parts)
+
+    def _prefill(self, prompt: attention.Prompt, qkv: Float32, cache: Float32, out: Float32) -> None:
+        heads = self._heads
+        q = qkv[:, : heads.num_heads]
+        keys_values = attention.keys_values(prompt, qkv, cache, heads, self._scratch)
+        chunks = attention.chunks(prompt, heads)
+        multiplications = (prompt.stop - prompt.start) * prompt.context_len * heads.num_heads * heads.head_dim
+        num_parts = min(len(chunks), self._workers.num_parts(multiplications))
+
+        def work(part: int) -> None:
+            for rows in chunks[part::num_parts]:
+                attention.prefill(prompt, rows, q, keys_values, heads, self._scratches[part], out)
+
+        self._workers.run(work, num_parts)
 
     def _mlp(self, layer: weights.Layer, x: Float32) -> None:
         """x += down(silu(gate(x)) * up(x)), in place; both matrices are negated, see _llama_weights."""
