@@ -25,6 +25,7 @@ from llmbench.engines import SAMPLING, Batch, Float32, Int32, StepResult
 from llmbench.types import Sampling
 
 _PREFIX = "llmbench-"
+_HOTTEST = float(np.finfo(np.float32).max)  # above it is infinity, and a banned id's -inf divided by that no number
 
 
 class Dimensions(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +96,8 @@ class StepArrays:
 
     def admit(self, slot: int, sampling: Sampling, seed: int) -> None:
         """Write how a sequence that takes this slot is sampled."""
-        self.sampling[slot] = (sampling.temperature, sampling.top_p, sampling.top_k, 0, seed)
+        temperature = min(sampling.temperature, _HOTTEST)
+        self.sampling[slot] = (temperature, sampling.top_p, sampling.top_k, 0, seed)
 
     def set_blocks(self, slot: int, first: int, blocks: Sequence[int]) -> None:
         """Write a sequence's block ids from position `first` of its table on."""

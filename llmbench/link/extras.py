@@ -12,6 +12,7 @@ import numpy.typing as npt
 from llmbench.engines import Batch, Float32, StepResult, pick
 
 TopLogprobs = list[tuple[int, float]]
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Penalties(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +97,9 @@ def _choose(row: Float32, extra: Extra, batch: Batch, result: StepResult) -> Non
     changed = row.copy()
     if extra.penalties is not None:
         _penalise(changed, extra.penalties)
-    if len(extra.banned) < len(changed):
-        changed[extra.banned] = -np.inf
+    banned = [token_id for token_id in extra.banned if token_id < len(changed)]  # clients may name any id
+    if len(banned) < len(changed):
+        changed[banned] = -np.inf
     tokens, _ = pick(changed[None], batch.sampling[extra.row : extra.row + 1])
     result.token_ids[extra.row] = tokens[0]
     result.chosen_logits[extra.row] = row[tokens[0]]
@@ -108,8 +110,10 @@ def _penalise(row: Float32, penalties: Penalties) -> None:
     history = np.array(penalties.history, np.intp)
     if penalties.repetition != 1.0:
         seen = np.unique(history)
-        values = row[seen]
-        row[seen] = np.where(values > 0, values / penalties.repetition, values * penalties.repetition)
+        values = row[seen].astype(np.float64)
+        with np.errstate(over="ignore"):
+            values = np.where(values > 0, values / penalties.repetition, values * penalties.repetition)
+        row[seen] = np.clip(values, -_LARGEST, _LARGEST)  # an infinite logit would fail the step of everybody
     answer, counts = np.unique(history[penalties.prompt_len :], return_counts=True)
     row[answer] -= penalties.presence + penalties.frequency * counts
 
