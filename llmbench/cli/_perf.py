@@ -1,6 +1,7 @@
 """One perf run from settings to exit status: plan, target, load, numbers, files."""
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -141,6 +142,8 @@ def _serve_arguments(settings: Settings, say: Say) -> list[str]:
         say(f"the server gets the tokenizer {settings.tokenizer} too: {settings.model} brings none")
     elif settings.tokenizer is not None:
         say("the server keeps the tokenizer of its model; --tokenizer only counts the tokens to ask for")
+    if settings.config is None:
+        given["--threads"] = str(max(1, (os.cpu_count() or 1) - 1))  # a core is left to the client
     flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     return [*flags, *([str(settings.config)] if settings.config else [])]
 

@@ -59,7 +59,8 @@ def output_lengths(traces: Sequence[Trace]) -> Check:
 def own_lateness(traces: Sequence[Trace]) -> Check:
     """A high percentile of sent - released, against 5 % of the median time to first token, at least 2 ms.
 
-    It is the 99th with 200 requests or more, the 95th with fewer, whose 99th is little more than their maximum. A burst without slots has no schedule to be late for: nobody can send a thousand requests in one instant.
+    It is the 99th with 200 requests or more, the 95th with fewer, whose 99th is little more than their maximum.
+    A burst without slots has no schedule to be late for: nobody can send a thousand requests in one instant.
     """
     late = sorted(value for trace in traces if (value := per_request.lateness.of(trace)) is not None)
     first = sorted(value for trace in traces if (value := per_request.ttft_from_sent.of(trace)) is not None)
