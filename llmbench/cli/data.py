@@ -4,13 +4,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from llmbench.errors import CheckFailed
-from llmbench.tokenizer import Tokenizer, embedded_path
-from llmbench.workload import datasets
-from llmbench.workload.datasets.stats import lengths
 
 app = typer.Typer(no_args_is_help=True, help="Datasets: make the stand-ins, list, measure, verify, add the real ones.")
 
@@ -20,6 +16,8 @@ def make(
     folder: Annotated[Path | None, typer.Option(help="Where to write.  [default: the datasets folder]")] = None,
 ) -> None:
     """Make the synthetic stand-ins and their manifest; the same bytes every time."""
+    from llmbench.workload import datasets
+
     for path in datasets.make(folder or datasets.folder()):
         typer.echo(path)
 
@@ -27,6 +25,8 @@ def make(
 @app.command("list")
 def show() -> None:
     """Name each dataset, and say which file stands for it."""
+    from llmbench.workload import datasets
+
     rows = [(name, datasets.resolve(name)) for name in datasets.names()]
     _table(("name", "what", "file"), [(name, found.description, str(found.path)) for name, found in rows])
 
@@ -39,6 +39,12 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Token lengths of prompts, outputs and totals (with the begin-of-sequence id)."""
+    import msgspec
+
+    from llmbench.tokenizer import Tokenizer, embedded_path
+    from llmbench.workload import datasets
+    from llmbench.workload.datasets.stats import lengths
+
     dataset = datasets.load(name)
     rows = lengths(dataset.samples[:first], Tokenizer.from_file(tokenizer or embedded_path()))
     if as_json:
@@ -53,6 +59,8 @@ def stats(
 @app.command("verify")
 def verify() -> None:
     """Compare the files with the hashes of the manifest; exit code 1 when one differs."""
+    from llmbench.workload import datasets
+
     verdicts = datasets.verify()
     words = {True: "ok", False: "differs", None: "not there"}
     _table(("file", "sha256", "licence"), [(v.entry.file, words[v.ok], v.entry.licence) for v in verdicts])
@@ -64,6 +72,8 @@ def verify() -> None:
 @app.command("add")
 def add(file: Annotated[Path, typer.Argument(help="alpaca_5010.json or alpaca_521.json of the contest.")]) -> None:
     """Copy a real file, known by its sha256, into the datasets folder."""
+    from llmbench.workload import datasets
+
     typer.echo(datasets.add(file))
 
 
