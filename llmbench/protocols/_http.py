@@ -16,7 +16,7 @@ STREAM_HEADERS = (("Content-Type", f"{EVENT_STREAM}; charset=utf-8"), ("Cache-Co
 
 # What every dialect that samples can say.
 _BASIC = frozenset({"temperature", "top_k", "top_p", "seed", "repetition_penalty"})
-_DEFAULTS = Sampling()
+_DEFAULTS = msgspec.structs.asdict(Sampling())
 
 
 def answer(value: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> HttpResponse:
@@ -51,8 +51,6 @@ def text_prompt(request: Request, dialect: str) -> str:
 
 def check_carried(request: Request, dialect: str, more: Collection[str] = ()) -> None:
     """Raise RequestError for a sampling setting that a dialect cannot say: dropped, it would change the answer."""
-    for name in Sampling.__struct_fields__:
-        if name in _BASIC or name in more:
-            continue
-        if getattr(request.sampling, name) != getattr(_DEFAULTS, name):
+    for name, value in msgspec.structs.asdict(request.sampling).items():
+        if value != _DEFAULTS[name] and name not in _BASIC and name not in more:
             raise RequestError(f"the {dialect} dialect cannot ask for {name}")

@@ -1,6 +1,6 @@
 """What MindIE's own dialect and its forms of TGI, vLLM and Triton share: errors, `parameters`, finish reasons."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -9,7 +9,8 @@ from llmbench.errors import LlmbenchError
 from llmbench.protocols import HttpResponse, Status
 from llmbench.protocols._body import MAX_INT32, Fields, UnknownModel
 from llmbench.protocols._http import answer, retry_after
-from llmbench.types import FinishReason, Request, Sampling
+from llmbench.protocols._sse import event
+from llmbench.types import Delta, FinishReason, Request, Sampling
 
 # MindIE's text for each status of an error
 _ERROR_TYPES = {
@@ -51,6 +52,12 @@ def refusal(error: LlmbenchError, status: int | None = None) -> HttpResponse:
 def rejection(error: LlmbenchError) -> HttpResponse:
     """The response to a body that is wrong: MindIE and TGI say 422, not 400."""
     return refusal(error, 422 if error.http_status == 400 else None)
+
+
+def abort(error: LlmbenchError, stream: bool, prefix: bytes = b"data: ") -> list[bytes]:
+    """An event with the error, or its object when nothing else was sent."""
+    body = error_body(error, error.http_status)
+    return [event(body, prefix) if stream else msgspec.json.encode(body)]
 
 
 def sampling(fields: Fields, vocab_size: int) -> Sampling:
@@ -121,6 +128,35 @@ def details_of(event: dict[str, Any]) -> tuple[FinishReason, int | None, int | N
         return "stop", None, None
     num_prompt = details.get("prompt_tokens", details.get("input_length"))  # MindIE's name, Hugging Face's
     return reason_of(details["finish_reason"]), details.get("generated_tokens"), num_prompt
+
+
+class TokenReader:
+    """The client's side of a response of TGI or of MindIE's own: events with a `token`, the whole text at the end."""
+
+    def read(self, event: dict[str, Any]) -> Iterable[Delta]:
+        """A token with its text, the whole text, or both."""
+        text = event.get("generated_text")
+        token = event.get("token") if text is not None else event["token"]
+        piece = _piece(token) if token is not None else Delta()
+        if text is None:
+            return [piece]
+        reason, num_tokens, num_prompt = details_of(event)
+        return [
+            msgspec.structs.replace(
+                piece, finish_reason=reason, full_text=text, total_tokens=num_tokens, num_prompt_tokens=num_prompt
+            )
+        ]
+
+    def end(self, done: bool) -> Iterable[Delta]:
+        """The whole text is the end; nothing is held back."""
+        return []
+
+
+def _piece(token: dict[str, Any]) -> Delta:
+    """One event's tokens; `id` is a number or, with newer MindIE, a list; the text of a special one does not count."""
+    ids = token["id"] if isinstance(token["id"], list) else [token["id"]]
+    text = "" if token.get("special") else token.get("text") or ""
+    return Delta(text=text, token_ids=tuple(map(int, ids)), num_tokens=len(ids))
 
 
 def check_model(model: str, status: Status) -> None:

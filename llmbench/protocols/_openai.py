@@ -27,6 +27,9 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True):
     new_id: Callable[[], str] = lambda: secrets.token_hex(16)
 
 
+REAL = Stamp()
+
+
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """`usage` in a chunk at the end, as OpenAI has it, or (vLLM) in every chunk as well."""
 

@@ -4,7 +4,7 @@ Times in its streams are milliseconds from a clock that is handed in: since the 
 the piece before for every other. The text of the last token is null, as MindIE has it; the whole text has it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -57,7 +57,7 @@ class Mindie:
 
     def decoder(self, request: Request, headers: Mapping[str, str]) -> JsonDecoder:
         """Reads streams and whole answers."""
-        return JsonDecoder(Events() if is_stream(request, headers) else Whole(), MindieReader())
+        return JsonDecoder(Events() if is_stream(request, headers) else Whole(), _mindie.TokenReader())
 
     def wants(self, path: str, body: bytes) -> bool:
         """`/infer`, and what neither TGI nor vLLM takes of `/generate`."""
@@ -144,8 +144,7 @@ class MindieReply:
 
     def abort(self, error: LlmbenchError) -> list[bytes]:
         """An event with the error, or its object when nothing else was sent."""
-        body = _mindie.error_body(error, error.http_status)
-        return [event(body) if self.stream else msgspec.json.encode(body)]
+        return _mindie.abort(error, self.stream)
 
     def _counts(self, delta: Delta) -> dict[str, Any]:
         return {
@@ -161,30 +160,6 @@ class MindieReply:
             seed = counts.pop("seed")
             whole["details"] = counts | {"generated_token_ids": self._ids, "seed": seed}
         return whole
-
-
-class MindieReader:
-    """The client's side of a response."""
-
-    def read(self, event: dict[str, Any]) -> Iterable[Delta]:
-        """A token with its text; the last one with the whole text, and perhaps why it ended."""
-        text = event.get("generated_text")
-        token = event.get("token") if text is not None else event["token"]
-        piece = _piece(token) if token is not None else Delta()
-        if text is None:
-            return [piece]
-        reason, num_tokens, _ = _mindie.details_of(event)
-        return [msgspec.structs.replace(piece, finish_reason=reason, full_text=text, total_tokens=num_tokens)]
-
-    def end(self, done: bool) -> Iterable[Delta]:
-        """The whole text is the end; nothing is held back."""
-        return []
-
-
-def _piece(token: dict[str, Any]) -> Delta:
-    """One event's tokens; older versions of MindIE give a number, not a list."""
-    ids = token["id"] if isinstance(token["id"], list) else [token["id"]]
-    return Delta(text=token["text"] or "", token_ids=tuple(map(int, ids)), num_tokens=len(ids))
 
 
 def _prompt(fields: Fields, vocab_size: int) -> str | tuple[int, ...]:

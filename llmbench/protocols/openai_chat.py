@@ -22,7 +22,7 @@ from llmbench.protocols._http import (
     is_stream,
     text_prompt,
 )
-from llmbench.protocols._openai import OpenAiReader, Stamp, StreamOptions, Usage
+from llmbench.protocols._openai import REAL, OpenAiReader, Stamp, StreamOptions, Usage
 from llmbench.protocols._sampling import CARRIED, client_fields, generation
 from llmbench.protocols._sse import DONE, Events, JsonDecoder, Whole, event
 from llmbench.types import Delta, Request, Sampling, TokenLogprob
@@ -52,7 +52,7 @@ def dialect(
     chat_template: ChatTemplate = "plain",
     model: str = "",
     continuous_usage: bool = False,
-    stamp: Stamp = Stamp(),  # noqa: B008
+    stamp: Stamp = REAL,
 ) -> "OpenAiChat":
     """OpenAI's chat; `model` is what the client names, nothing if empty. Raises ConfigError for an unknown template.
 

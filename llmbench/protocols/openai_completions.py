@@ -14,7 +14,7 @@ from llmbench.errors import LlmbenchError
 from llmbench.protocols import Host, HttpRequest, HttpResponse, Status, _openai
 from llmbench.protocols._body import FieldError, Fields, UnknownModel, decode
 from llmbench.protocols._http import JSON_HEADERS, STREAM_HEADERS, answer, check_carried, client_headers, is_stream
-from llmbench.protocols._openai import OpenAiReader, Stamp, StreamOptions, Usage
+from llmbench.protocols._openai import REAL, OpenAiReader, Stamp, StreamOptions, Usage
 from llmbench.protocols._sampling import CARRIED, client_fields, generation
 from llmbench.protocols._sse import DONE, Events, JsonDecoder, Whole, event
 from llmbench.types import Delta, Request, TokenLogprob
@@ -24,7 +24,7 @@ _MAX_PROMPTS = 1024
 _MODELS = "/v1/models"
 
 
-def dialect(model: str = "", continuous_usage: bool = False, stamp: Stamp = Stamp()) -> "OpenAiCompletions":  # noqa: B008
+def dialect(model: str = "", continuous_usage: bool = False, stamp: Stamp = REAL) -> "OpenAiCompletions":
     """OpenAI's completions; `model` is what the client names, nothing if empty.
 
     With `continuous_usage` the client asks for a token count in every chunk, which vLLM and SGLang can give.

@@ -57,7 +57,7 @@ class Tgi:
 
     def decoder(self, request: Request, headers: Mapping[str, str]) -> JsonDecoder:
         """Reads streams and whole answers of either flavour."""
-        return JsonDecoder(Events() if is_stream(request, headers) else Whole(), TgiReader())
+        return JsonDecoder(Events() if is_stream(request, headers) else Whole(), _mindie.TokenReader())
 
     def wants(self, path: str, body: bytes) -> bool:
         """`/generate` is shared: bodies with `inputs` are TGI's."""
@@ -135,8 +135,7 @@ class TgiReply:
 
     def abort(self, error: LlmbenchError) -> list[bytes]:
         """An event with the error, or its object when nothing else was sent."""
-        body = _mindie.error_body(error, error.http_status)
-        return [event(body) if self.stream else msgspec.json.encode(body)]
+        return _mindie.abort(error, self.stream)
 
     def _events(self, delta: Delta) -> list[dict[str, Any]]:
         events: list[dict[str, Any]]
@@ -182,36 +181,6 @@ class TgiReply:
             counts = self._counts(delta) | {"prefill": self._prefill, "tokens": self._tokens}
             whole["details"] = counts
         return [whole] if self._as_list else whole
-
-
-class TgiReader:
-    """The client's side of a response."""
-
-    def read(self, event: dict[str, Any]) -> Iterable[Delta]:
-        """A token with its text, the whole text, or both."""
-        text = event.get("generated_text")
-        token = event.get("token") if text is not None else event["token"]
-        piece = _piece(token) if token is not None else Delta()
-        if text is None:
-            return [piece]
-        reason, num_tokens, num_prompt = _mindie.details_of(event)
-        return [
-            msgspec.structs.replace(
-                piece, finish_reason=reason, full_text=text, total_tokens=num_tokens, num_prompt_tokens=num_prompt
-            )
-        ]
-
-    def end(self, done: bool) -> Iterable[Delta]:
-        """The whole text is the end; nothing is held back."""
-        return []
-
-
-def _piece(token: dict[str, Any]) -> Delta:
-    """One token of a stream; `id` is a number or, with MindIE, a list; the text of a special one does not count."""
-    ids = token["id"]
-    ids = ids if isinstance(ids, list) else [ids]
-    text = "" if token.get("special") else token.get("text") or ""
-    return Delta(text=text, token_ids=tuple(map(int, ids)), num_tokens=len(ids))
 
 
 def _token(token_id: int, text: str | None, score: TokenLogprob | None, special: bool | None) -> dict[str, Any]:

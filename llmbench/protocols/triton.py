@@ -173,8 +173,7 @@ class TritonReply:
 
     def abort(self, error: LlmbenchError) -> list[bytes]:
         """An event with the error, or its object when nothing else was sent."""
-        body = _mindie.error_body(error, error.http_status)
-        return [event(body, b"data:") if self.stream else msgspec.json.encode(body)]
+        return _mindie.abort(error, self.stream, b"data:")
 
     def _body(self, delta: Delta, text: str) -> dict[str, Any]:
         body: dict[str, Any] = {
