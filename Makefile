@@ -16,7 +16,7 @@ DEV := $(VENV)/.dev
 help:
 	@echo "make demo      set up, then the main job on the embedded model: load, latencies, accuracy"
 	@echo "make test      set up, then the tests"
-	@echo "make test-all  the tests that compare with torch and transformers as well"
+	@echo "make test-all  the tests against torch and transformers, and with other people's clients, as well"
 	@echo "make check     ruff and mypy"
 	@echo "make format    let ruff format the code"
 
@@ -32,7 +32,7 @@ $(TEST): $(CORE)
 
 $(ORACLE): $(TEST)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[test,oracle]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,oracle,clients]'
 	@touch $@
 
 $(DEV): $(TEST)
@@ -50,10 +50,10 @@ demo: $(CORE)
 	$(BIN)/llmbench acc --base results/demo-base -n 40 --concurrency 16
 
 test: $(TEST)
-	$(BIN)/python -m pytest -m "not oracle"
+	$(BIN)/python -m pytest -m "not oracle and not clients and not slow"
 
 test-all: $(ORACLE)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
 check: $(DEV)
 	$(BIN)/ruff check .
