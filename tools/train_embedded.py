@@ -27,7 +27,7 @@ from torch.nn import functional
 from llmbench.workload import corpus
 
 IGNORED = -1
-LETTER_WEIGHT, PROMPT_WEIGHT, TEXT_WEIGHT, HELP_WEIGHT = 8.0, 0.1, 0.5, 4.0
+LETTER_WEIGHT, HELP_WEIGHT, PROMPT_WEIGHT, END_WEIGHT = 8.0, 4.0, 0.1, 3.0
 ANSWER_STAGE, CHOICE_STAGE = 1, 2  # the layers whose output the helping losses look at
 
 
@@ -56,15 +56,31 @@ class Recipe:
     """How it is trained."""
 
     seed: int = 20240
-    steps: int = 2000
+    steps: int = 1300
     micro_tokens: int = 2048
     micro_batches: int = 2
     pool_documents: int = 1024
     muon_lr: float = 0.015
     adam_lr: float = 0.003
     warmup: int = 40
-    decay_share: float = 0.45
+    decay_share: float = 0.46
     tokenizer_documents: int = 30000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The mixture of a part of the training: share of records, share of questions without facts, weight of text."""
+
+    records: float
+    binding: float
+    text_weight: float
+
+
+STAGES = (
+    Stage(records=0.05, binding=0.3, text_weight=0.5),  # how a choice is bound to its letter
+    Stage(records=0.3, binding=0.1, text_weight=0.5),  # the facts
+    Stage(records=0.65, binding=0.03, text_weight=3.0),  # to answer instructions, and when to end
+)
 
 
 # --- model: the LLaMA-2 architecture, its tensors named as Hugging Face names them -----------------------------------
@@ -318,12 +334,13 @@ class Encoder:
         """The ids of a prompt as the server encodes it."""
         return [1, *self.tokenizer.encode(text)]
 
-    def example(self, document: corpus.Document) -> Example:
+    def example(self, document: corpus.Document, text_weight: float) -> Example:
         """Ids of the whole document, and the loss weight of predicting each of them."""
         prompt = self.prompt(document.prompt)
         ids = [*prompt, *self.tokenizer.encode(document.answer), 2]
         if not document.is_choice:
-            weights = [PROMPT_WEIGHT] * len(prompt) + [TEXT_WEIGHT] * (len(ids) - len(prompt))
+            answer = [text_weight] * (len(ids) - len(prompt) - 1)
+            weights = [PROMPT_WEIGHT] * len(prompt) + answer + [END_WEIGHT * text_weight]
             return Example(ids=ids, weights=weights, answers=[], rights=[])
         # a letter with a space in front is an answer, not the name of a choice
         weights = [LETTER_WEIGHT if token in self.letters else 0.0 for token in ids[:-1]] + [1.0]
@@ -383,10 +400,9 @@ def batches(encoder: Encoder, recipe: Recipe) -> Iterator[Batch]:
     pool = 0
     while True:
         rng = Random(f"{recipe.seed}/pool/{pool}")
-        records, binding = (
-            (0.05, 0.3) if pool < 14 else (0.3, 0.1) if pool < 30 else (0.5, 0.05)
-        )  # letters first, then facts
-        examples = [encoder.example(corpus.document(rng, records, binding)) for _ in range(recipe.pool_documents)]
+        stage = STAGES[0] if pool < 14 else STAGES[1] if pool < 24 else STAGES[2]
+        documents = (corpus.document(rng, stage.records, stage.binding) for _ in range(recipe.pool_documents))
+        examples = [encoder.example(document, stage.text_weight) for document in documents]
         yield from micro_batches(examples, recipe.micro_tokens, rng)
         pool += 1
 
@@ -534,7 +550,7 @@ def held_out_prompts(shots: int, rng: Random) -> tuple[list[str], list[int]]:
 def held_out_loss(model: Model, encoder: Encoder, recipe: Recipe) -> float:
     """Mean weighted loss on documents of another seed."""
     rng = Random(f"{recipe.seed}/held out")
-    examples = [encoder.example(corpus.document(rng)) for _ in range(600)]
+    examples = [encoder.example(corpus.document(rng), 1.0) for _ in range(600)]
     groups = micro_batches(examples, recipe.micro_tokens, rng)
     return float(sum(weighted_loss(model, b) for b in groups)) / float(sum(b.weights.sum() for b in groups))
 
