@@ -159,6 +159,7 @@ class OpenAiReader:
         self._whole = whole
         self._text_of = text_of
         self._scores_of = scores_of
+        self._begun = False
         self._running = False  # usage comes with every chunk
         self._num_tokens = 0
         self._reason: FinishReason | None = None
@@ -167,6 +168,7 @@ class OpenAiReader:
     def read(self, event: dict[str, Any]) -> Iterable[Delta]:
         """A chunk of a stream, or the whole answer."""
         choices, usage = event["choices"], event.get("usage")
+        self._begun = True
         choice = next((one for one in choices if one.get("index", 0) == 0), None)
         if usage:
             self._take_totals(usage)
@@ -177,7 +179,7 @@ class OpenAiReader:
     def end(self, done: bool) -> Iterable[Delta]:
         """The last piece. A server that ended with `[DONE]` and gave no reason has said at least that it is done."""
         reason = self._reason
-        if reason is None and done:
+        if reason is None and done and self._begun and not self._whole:
             reason = "stop"
         return [] if reason is None else [msgspec.structs.replace(self._totals, finish_reason=reason)]
 

@@ -4,7 +4,7 @@ Server-sent events as WHATWG's HTML standard (9.2.6) frames them, but for a lone
 no server of a language model sends; an event that the end of the body cuts off is still tried.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -135,7 +135,7 @@ class JsonDecoder:
         """What is left, or an error when the answer never said that it was finished."""
         deltas = self._take(self._frames.close())
         if not self._ended:
-            deltas += self._reader.end(done=False)
+            deltas += self._made(b"", lambda: self._reader.end(done=False))
             if not deltas or deltas[-1].finish_reason is None:
                 deltas.append(failure("the response ended before the answer did"))
             self._ended = True
@@ -153,19 +153,37 @@ class JsonDecoder:
 
     def _read(self, payload: bytes) -> list[Delta]:
         if payload.strip() == _DONE:
-            return list(self._reader.end(done=True))
+            return self._made(payload, lambda: self._reader.end(done=True))
+        return self._made(payload, lambda: self._event(payload))
+
+    def _event(self, payload: bytes) -> Iterable[Delta]:
+        event = msgspec.json.decode(payload)
+        if not isinstance(event, dict):
+            raise TypeError(f"expected an object, found {type(event).__name__}")
+        message = said_error(event)
+        return [failure(message)] if message else self._reader.read(event)
+
+    def _made(self, payload: bytes, make: Callable[[], Iterable[Delta]]) -> list[Delta]:
+        """The Deltas that are made of a payload, or the one that says why none are."""
         try:
-            event = msgspec.json.decode(payload)
-            if not isinstance(event, dict):
-                raise TypeError(f"expected an object, found {type(event).__name__}")
-            message = said_error(event)
-            return [failure(message)] if message else list(self._reader.read(event))
+            return [_sound(delta) for delta in make()]
         except (
             msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError, IndexError,
             AttributeError,
         ) as error:  # fmt: skip
             shown = payload[:_SHOWN_BYTES].decode("utf-8", "replace")
             return [failure(f"not an event of this dialect: {shown!r} ({type(error).__name__}: {error})")]
+
+
+def _sound(delta: Delta) -> Delta:
+    """A Delta whose text is text and whose numbers are numbers: a foreign server may say anything."""
+    for text in (delta.text, "" if delta.full_text is None else delta.full_text):
+        if type(text) is not str:
+            raise TypeError(f"expected text, found {text!r}")
+    for number in (delta.num_tokens, delta.total_tokens, delta.num_prompt_tokens, delta.num_cached_tokens):
+        if number is not None and (type(number) is not int or number < 0):
+            raise TypeError(f"expected a number of tokens, found {number!r}")
+    return delta
 
 
 def said_error(event: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import re
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmbench import plugins, protocols
@@ -175,10 +175,57 @@ def test_a_malformed_event_is_an_error_and_no_exception(dialect: Dialect, garbag
 
 @pytest.mark.parametrize("stream", [True, False])
 @given(data=st.binary(max_size=200))
+@example(data=b"[DONE]")
+@example(data=b"data: [DONE]\n\n")
+@example(data=b"null")
 def test_random_bytes_for_a_response_are_an_error_and_no_exception(dialect: Dialect, stream: bool, data: bytes) -> None:
     request = Request(prompt="Hi", max_new_tokens=7, stream=stream)
     reply = sent(dialect, request)
     assert said(decoded(dialect, request, reply, [data]))[1] == "error"
+
+
+# What the responses of the known dialects are made of.
+SAID = (
+    "data", "choices", "text", "index", "finish_reason", "usage", "completion_tokens", "prompt_tokens", "token_ids",
+    "delta", "message", "content", "role", "generated_text", "generated_tokens", "tokens", "token", "id", "logprob",
+    "logprobs", "special", "details", "text_output", "error", "object", "prefill", "token_logprobs",
+)  # fmt: skip
+RESPONSES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 5), st.floats(), st.sampled_from(["", "eos", "stop", "a"])),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(SAID), inner, max_size=6),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@given(values=st.lists(RESPONSES, max_size=3))
+@example(values=[{"text": [None]}])
+@example(values=[{"choices": [{"text": 5}]}])
+@example(values=[{"choices": [{"delta": {"content": 5}, "message": {"content": 5}}]}])
+@example(values=[{"choices": [{"text": "a", "finish_reason": "stop"}], "usage": {"completion_tokens": "5"}}])
+@example(values=[{"text_output": 5, "details": {"finish_reason": "eos"}}])
+@example(values=[{"text_output": "a", "details": {"generated_tokens": "5", "finish_reason": "eos"}}])
+@example(values=[{"token": {"id": 5, "text": 5, "special": False}}])
+@example(values=[{"generated_text": 5, "token": {"id": 5, "text": "a"}, "details": {"finish_reason": "eos"}}])
+def test_whatever_a_server_says_the_pieces_are_what_the_client_can_add_up(
+    dialect: Dialect, stream: bool, values: list[Any]
+) -> None:
+    """Text is text and numbers of tokens are numbers, or the piece is an error; and it always ends."""
+    request = Request(prompt="Hi", max_new_tokens=7, stream=stream)
+    reply = sent(dialect, request)
+    bodies = [json.dumps(value).encode() for value in values]
+    for framed in (b"".join(b"data: %s\n\n" % each for each in bodies), b"\n".join(bodies), b"\0".join(bodies)):
+        read = decoded(dialect, request, reply, [framed])
+        assert said(read)[1] is not None
+        for delta in read:
+            assert type(delta.text) is str
+            assert type(delta.num_tokens) is int
+            assert delta.num_tokens >= 0
+            assert all(type(token_id) is int for token_id in delta.token_ids)
+            for text in (delta.full_text, delta.error):
+                assert text is None or type(text) is str
+            for number in (delta.total_tokens, delta.num_prompt_tokens, delta.num_cached_tokens):
+                assert number is None or type(number) is int
 
 
 @pytest.mark.parametrize("stream", [True, False])
