@@ -4,15 +4,15 @@ import math
 from collections.abc import Iterator
 from itertools import repeat
 
-import msgspec
 import numpy as np
 
+from llmbench.workload.arrivals import Arrivals
 
-class Arrival(msgspec.Struct, frozen=True):
+
+class Arrival(Arrivals, frozen=True):
     """`qps` changes nothing here; it only says, with the test time, how many requests there are."""
 
     qps: float = math.inf
-    dispersion = None
 
     @property
     def rate(self) -> float:

@@ -3,19 +3,21 @@
 from collections.abc import Iterator
 from itertools import count
 
-import msgspec
 import numpy as np
 
+from llmbench.workload.arrivals import Arrivals
 
-class Arrival(msgspec.Struct, frozen=True):
+
+class Arrival(Arrivals, frozen=True):
     """Requests per second."""
-
-    qps: float
-    dispersion = 0.0
 
     @property
     def rate(self) -> float:
         return self.qps
+
+    @property
+    def dispersion(self) -> float:
+        return 0.0
 
     def offsets(self, rng: np.random.Generator) -> Iterator[float]:
         """0, 1/qps, 2/qps, ... seconds, each divided anew so that no rounding error adds up."""

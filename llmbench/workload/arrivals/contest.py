@@ -7,16 +7,19 @@ Not a Poisson process: a gap of mean m ms has a standard deviation of only sqrt(
 import math
 from collections.abc import Iterator
 
-import msgspec
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import pdtr
+
+from llmbench.workload.arrivals import Arrivals
 
 _BLOCK = 1024
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_LEAST = 1e-300  # of a probability, so that its logarithm stays finite
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(Arrivals, frozen=True):
     """What the contest's client calls `-X`."""
-
-    qps: float
 
     @property
     def interval_s(self) -> float:
@@ -39,3 +42,18 @@ class Arrival(msgspec.Struct, frozen=True):
             for gap_ms in rng.poisson(self.interval_s * 1000, _BLOCK).tolist():
                 yield due_ms / 1000
                 due_ms += gap_ms
+
+    def unit_gaps(self, due_s: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """-log P(longer gap), where each whole number of ms is spread evenly over the ms around it.
+
+        The places in that ms are those of the golden-ratio sequence, which is even and never the same twice.
+        """
+        if not self.interval_s:
+            return None
+        mean_ms = self.interval_s * 1000
+        gaps_ms = np.diff(due_s) * 1000 + np.arange(1, len(due_s)) * _GOLDEN % 1 - 0.5
+        below = np.floor(gaps_ms + 0.5)  # P is linear between below - 0.5 and below + 0.5
+        low = np.where(below > 0, pdtr(np.maximum(below - 1, 0), mean_ms), 0.0)
+        high = np.where(below >= 0, pdtr(np.maximum(below, 0), mean_ms), 0.0)
+        chance = low + (high - low) * (gaps_ms + 0.5 - below)
+        return np.asarray(-np.log(np.maximum(1 - chance, _LEAST)))
