@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from llmbench.metrics import Trace, per_request, per_run
+from llmbench.metrics import Trace, arrivals, per_request, per_run
 from llmbench.metrics.summary import percentile
 
 _LATENESS_SHARE = 0.05  # of the median time to first token
@@ -92,6 +92,31 @@ def rate_kept(traces: Sequence[Trace]) -> Check:
     )
 
 
+def arrivals_as_declared(traces: Sequence[Trace], declared: arrivals.Declaration) -> Check:
+    """The instants at which requests were sent, tested against the arrival process that the plan declares.
+
+    The value is that of the test nearest to its limit, as a share of it. A clean run fails less than once in 1,000.
+    """
+    sent_s = {
+        trace.index: declared.due_s[trace.index] + (trace.sent_ns - trace.due_ns) / 1e9
+        for trace in traces
+        if trace.sent_ns is not None and trace.index in declared.due_s
+    }
+    findings = [] if _held_back(traces) else arrivals.examine_sent(declared, sent_s)
+    worst = max((finding for finding in findings if finding.ok is not None), key=lambda f: f.strain, default=None)
+    if worst is None:
+        return Check(name="arrivals as declared", value=None, limit=1.0, unit="", verdict="not applicable")
+    return Check(
+        name="arrivals as declared",
+        value=worst.strain,
+        limit=1.0,
+        unit="",
+        verdict="ok" if worst.ok else "failed",
+        remedy=f"{worst.name} is {worst.value:.3g}, the declared process gives {worst.low:.3g} to {worst.high:.3g}: "
+        "the load was another one; run the client on a quieter machine, or see `llmbench plan inspect`",
+    )
+
+
 def _held_back(traces: Sequence[Trace]) -> bool:
     """Whether any request waited for a slot."""
     return any(per_request.slot_wait.of(trace) for trace in traces)
@@ -100,9 +125,10 @@ def _held_back(traces: Sequence[Trace]) -> bool:
 CHECKS = (all_answered, output_lengths, own_lateness, rate_kept)
 
 
-def check(traces: Sequence[Trace]) -> list[Check]:
-    """All checks of a run."""
-    return [function(traces) for function in CHECKS]
+def check(traces: Sequence[Trace], declared: arrivals.Declaration | None = None) -> list[Check]:
+    """All checks of a run; that of the arrivals only with the process that its plan declares."""
+    outcomes = [function(traces) for function in CHECKS]
+    return outcomes if declared is None else [*outcomes, arrivals_as_declared(traces, declared)]
 
 
 def valid(checks: Sequence[Check]) -> bool:
