@@ -14,6 +14,7 @@ import msgspec
 
 from llmbench.errors import AgentDied, ConfigError, LlmbenchError, PromptEmpty, PromptTooLong, RequestError
 from llmbench.protocols import Host, HttpRequest, HttpResponse, Status
+from llmbench.protocols._http import retry_after
 from llmbench.types import Delta, FinishReason, Request, Sampling
 
 DataShape = Literal["list", "object"]
@@ -108,7 +109,8 @@ class Contest:
         if isinstance(error, InvalidBody):
             detail: Any = [{"loc": ["body", *error.where], "msg": error.message, "type": error.kind}]
             return HttpResponse(status=422, body=json.dumps({"detail": detail}).encode())
-        return HttpResponse(status=error.http_status, body=json.dumps({"detail": str(error)}).encode())
+        headers = _JSON_HEADERS + retry_after(error)
+        return HttpResponse(status=error.http_status, body=json.dumps({"detail": str(error)}).encode(), headers=headers)
 
     def answer(self, method: str, path: str, body: bytes, host: Host) -> HttpResponse:
         """The three management routes; unlike the streams these are real SSE events."""

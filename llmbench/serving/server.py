@@ -6,7 +6,8 @@ import hmac
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
 
 from aiohttp import web
 
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 2.0  # for answers that end with an error because the server stops
 _SWEEP_EVERY_S = 0.5
+_PIECE_BYTES = 256 << 10
 _BACKLOG = 2048  # as uvicorn: when it is full, a burst of connections waits a second for its SYNs to be sent again
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -63,7 +65,7 @@ class Server:
             try:
                 body = await self._read(http)
                 dialect = next((each for each in speakers[:-1] if each.wants(http.path, body)), dialect)
-                headers = {name.lower(): value for name, value in http.headers.items()}
+                headers = {name.lower(): _text(value) for name, value in http.headers.items()}
                 reply = dialect.parse(http.path, body, headers, self._host.status())
             except LlmbenchError as error:
                 return _whole(dialect.reject(error))
@@ -103,7 +105,7 @@ class Server:
     def _check_key(self, http: web.Request) -> None:
         key = self._settings.api_key
         given = http.headers.get("Authorization", "")
-        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        if key is not None and not hmac.compare_digest(_text(given).encode(), f"Bearer {key}".encode()):
             raise Unauthorised("the API key is missing or wrong: send `Authorization: Bearer KEY`")
 
     def _check_connections(self) -> None:
@@ -118,30 +120,47 @@ class Server:
             first = await anext(chunks, b"")
             if not reply.stream:
                 body = first + b"".join([chunk async for chunk in chunks])
-                return web.Response(body=body, headers=dict(reply.headers))
         except LlmbenchError as error:
             return _whole(reply.refuse(error))
         response = web.StreamResponse(headers=dict(reply.headers))
-        response.enable_chunked_encoding()
-        await response.prepare(http)
-        await self._write(http, response, first)
-        try:
-            async for chunk in chunks:
-                await self._write(http, response, chunk)
-        except LlmbenchError as error:
-            for chunk in reply.abort(error):
-                await self._write(http, response, chunk)
-        await response.write_eof()
+        with contextlib.suppress(ConnectionError):  # the client has gone: nobody takes the rest
+            if reply.stream:
+                await self._stream(http, response, first, chunks, reply)
+            else:
+                await self._send(http, response, body)
         return response
 
-    async def _write(self, http: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
+    async def _stream(
+        self, http: web.Request, response: web.StreamResponse, first: bytes, chunks: AsyncIterator[bytes], reply: Reply
+    ) -> None:
+        response.enable_chunked_encoding()
+        await response.prepare(http)
+        await self._write(http, response.write(first))
+        try:
+            async for chunk in chunks:
+                await self._write(http, response.write(chunk))
+        except LlmbenchError as error:
+            for chunk in reply.abort(error):
+                await self._write(http, response.write(chunk))
+        await self._write(http, response.write_eof())
+
+    async def _send(self, http: web.Request, response: web.StreamResponse, body: bytes) -> None:
+        """A whole body in pieces, so that one who takes it slowly is told from one who takes nothing."""
+        response.content_length = len(body)
+        await response.prepare(http)
+        for at in range(0, len(body), _PIECE_BYTES):
+            await self._write(http, response.write(body[at : at + _PIECE_BYTES]))
+        await self._write(http, response.write_eof())
+
+    async def _write(self, http: web.Request, writing: Coroutine[Any, Any, None]) -> None:
         """Write, known to `sweep` for as long as the client does not take it."""
         transport = http.transport
         if transport is None:
+            writing.close()
             raise ConnectionResetError("the client has gone")
         self._writing[transport] = clock.now_ns()
         try:
-            await response.write(chunk)
+            await writing
         finally:
             self._writing.pop(transport, None)
 
@@ -159,9 +178,11 @@ class Server:
     async def drain(self) -> None:
         """Refuse new requests, and wait a while for those under way."""
         self._frontend.stopping = True
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._frontend.all_answered(), self._settings.drain_s)
-        self._frontend.fail_all(ServingError("the server is stopping"))
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._frontend.all_answered(), self._settings.drain_s)
+        finally:  # also when it is told to stop a second time
+            self._frontend.fail_all(ServingError("the server is stopping"))
 
     async def listen(self, sockets: list[socket.socket]) -> None:
         """Serve on bound sockets, until `close`. Raises ServingError when another server was faster on their port."""
@@ -209,6 +230,11 @@ async def _chunks(reply: Reply, mailbox: Mailbox) -> AsyncIterator[bytes]:
         for chunk in reply.render(delta, index):
             yield chunk
         num_open -= delta.finish_reason is not None
+
+
+def _text(value: str) -> str:
+    """A header's value without the lone surrogates that stand for bytes that are no UTF-8: no frame can carry them."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _whole(response: HttpResponse) -> web.Response:
