@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -194,6 +195,24 @@ def test_logits_come_only_when_asked_for_and_stay_as_they_are(engine: Engine) ->
     assert rows(kept).tolist() == copy.tolist()
     quiet = Batch(**{name: getattr(one, name) for name in one.__struct_fields__ if name != "want_logits"})
     assert engine.step(quiet).logits is None
+
+
+def test_a_prompt_that_is_scored_has_the_logits_of_each_of_its_tokens(engine: Engine) -> None:
+    scored, other, decoded = prompts(20, 9, 6)
+    parts = [
+        Part(other, 9, blocks(9, first=10)),
+        Part(scored[:14], 14, blocks(20), wants_token=False),
+        Part(decoded[-1:], 6, blocks(6, first=20)),
+    ]
+    plain = engine.step(batch(*parts))
+    step = msgspec.structs.replace(batch(*parts), score_prompts=np.array([False, True, True]))
+    result = engine.step(step)
+    assert result.token_ids.tolist() == plain.token_ids.tolist()
+    assert_same(rows(result), rows(plain))
+    assert [found.shape for found in result.prompt_logits] == [(n, MODEL.config.vocab_size) for n in (14, 1)]
+    for i, row in enumerate(result.prompt_logits[0]):
+        alone = engine.step(batch(Part(scored[: i + 1], i + 1, blocks(20, first=30))))
+        assert_same(row, rows(alone)[0])
 
 
 def test_closing_twice_is_fine(engine: Engine) -> None:
