@@ -200,7 +200,7 @@ def test_the_management_routes_tell_the_numbers_of_this_server(server: Serving) 
 
 
 def test_16_at_once_get_the_tokens_that_each_gets_alone(model: Serving) -> None:
-    prompts = [f"Request number {i}: {'and on ' * (5 * i)}" for i in range(32)]
+    prompts = [f"Request number {i}: {'and on ' * (5 * i)}" for i in range(20)]
     bodies = [body(prompt, 8 + 3 * (i % 5)) for i, prompt in enumerate(prompts)]
     alone = [token_ids(answer(model, posted)) for posted in bodies]
     with ThreadPoolExecutor(16) as pool:
