@@ -1,12 +1,14 @@
 """The one load loop: pace (the plan's offsets), limit (slots) and stop (count, or an interrupt) in any combination.
 
 Targets are absolute: start + offset. A late request is sent at once and its lateness recorded; the plan is never
-moved to fit.
+moved to fit. A request that waits for another one's end (the next turn, the next of a closed loop) gets its instant
+when that has ended.
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from typing import Any
 
 import msgspec
@@ -58,27 +60,30 @@ class Driver:
     ) -> None:
         self.counts = Counts(planned=len(requests))
         self.interrupted = False
-        self._requests = requests
+        self._requests = {planned.index: planned for planned in requests}
         self._client = client
         self._on_finished = finished
         self._concurrency = concurrency or len(requests)
         self._drain_s = drain_s
-        self._payloads = [client.prepare(planned.request) for planned in requests]
-        self._next = 0
+        self._payloads = {planned.index: client.prepare(planned.request) for planned in requests}
+        self._ahead: list[tuple[int, int]] = []  # a heap of (due, index): what has an instant that is not over
+        self._turns: defaultdict[int, list[int]] = defaultdict(list)  # by the request they wait for
+        self._closed: deque[int] = deque()  # due when a user is free
         self._waiting: deque[int] = deque()  # due, but all slots are taken
         self._exchanges: dict[int, Exchange] = {}
-        self._records: list[Record] = []
+        self._records: dict[int, Record] = {}
 
     async def run(self, start_ns: int | None = None) -> None:
         """Send everything, wait for everything."""
         start_ns = start_ns or now_ns() + _LEAD_NS
-        self._records = [_record(planned, start_ns) for planned in self._requests]
+        self._records = {planned.index: _record(planned, start_ns) for planned in self._requests.values()}
+        self._line_up()
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._loop.set_exception_handler(self._broken)
         self._alarm = alarm(self._loop, self._tick)
         try:
-            self._alarm.set(self._records[0].due_ns)
+            self._alarm.set(self._ahead[0][0])
             await self._over
         finally:
             self._alarm.close()
@@ -86,12 +91,12 @@ class Driver:
     def interrupt(self) -> None:
         """Send nothing more and wait briefly for what is under way; the second time, do not wait."""
         first, self.interrupted = not self.interrupted, True
-        unsent = [*self._waiting, *range(self._next, len(self._requests))]
-        self._waiting.clear()
-        self._next = len(self._requests)
-        for index in unsent:
-            self._records[index].reason = "not sent: interrupted"
-            self._settle(self._records[index])
+        unsent = [record for record in self._records.values() if record.released_ns is None]
+        for queue in (self._waiting, self._closed, self._turns, self._ahead):
+            queue.clear()
+        for record in unsent if first else []:
+            record.reason = "not sent: interrupted"
+            self._settle(record)
         if not first:
             self._abandon()
         elif not self._over.done():
@@ -100,15 +105,38 @@ class Driver:
     def _tick(self) -> None:
         """Release what is due, then sleep until the next instant."""
         for _ in range(_MAX_SENDS_IN_A_ROW):
-            if self._next == len(self._requests):
+            if not self._ahead:
                 return
-            due_ns = self._records[self._next].due_ns
-            if due_ns > now_ns():
+            if self._ahead[0][0] > now_ns():
                 break
-            self._next += 1
-            self._release(self._next - 1, due_ns)
-        if self._next < len(self._requests):
-            self._alarm.set(self._records[self._next].due_ns)
+            due_ns, index = heappop(self._ahead)
+            self._release(index, due_ns)
+        if self._ahead:
+            self._alarm.set(self._ahead[0][0])
+
+    def _line_up(self) -> None:
+        """Sort the requests by what they wait for: an instant, a request of this driver, or a free user."""
+        for planned in self._requests.values():
+            if planned.after == "slot":
+                self._closed.append(planned.index)
+            elif planned.after is None or planned.after not in self._requests:
+                heappush(self._ahead, (self._records[planned.index].due_ns, planned.index))
+            else:
+                self._turns[planned.after].append(planned.index)
+        if self._closed and not self._ahead:  # the rest of a plan whose users had all begun
+            index = self._closed.popleft()
+            heappush(self._ahead, (self._records[index].due_ns, index))
+
+    def _follow(self, record: Record) -> None:
+        """Give an instant to what waited for the end of this request: its next turn, else the next of a closed loop."""
+        followers = self._turns.pop(record.index, None) or ([self._closed.popleft()] if self._closed else [])
+        for index in followers:
+            next_ = self._records[index]
+            ended_ns = record.done_ns or now_ns()
+            next_.due_ns = max(next_.due_ns, ended_ns + round(self._requests[index].think_s * 1e9))
+            heappush(self._ahead, (next_.due_ns, index))
+        if followers and not self._over.done():
+            self._tick()
 
     def _release(self, index: int, due_ns: int) -> None:
         if len(self._exchanges) >= self._concurrency:
@@ -127,6 +155,7 @@ class Driver:
         del self._exchanges[record.index]
         if self._waiting:
             self._send(self._waiting.popleft(), now_ns())
+        self._follow(record)
         self._settle(record)
 
     def _settle(self, record: Record) -> None:

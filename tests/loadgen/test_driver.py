@@ -2,6 +2,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pytest
 
@@ -26,7 +27,7 @@ def planned(offsets: Sequence[float]) -> list[PlannedRequest]:
 
 def drive(
     server: ToyServer,
-    offsets: Sequence[float],
+    offsets: Sequence[float] | Sequence[PlannedRequest],
     concurrency: int | None = None,
     drain_s: float = 5.0,
     interrupts: Sequence[float] = (),
@@ -36,7 +37,9 @@ def drive(
 
     async def work() -> None:
         client = Client(locate(server.url), protocols.get("contest"), Timeouts(head_s=20, total_s=20))
-        driver = Driver(planned(offsets), client, records.append, concurrency, drain_s)
+        requests = [each for each in offsets if isinstance(each, PlannedRequest)]
+        numbers = [each for each in offsets if not isinstance(each, PlannedRequest)]
+        driver = Driver(requests or planned(numbers), client, records.append, concurrency, drain_s)
         for after_s in interrupts:
             asyncio.get_running_loop().call_later(after_s, driver.interrupt)
         await driver.run()
@@ -136,3 +139,71 @@ def test_an_error_while_a_record_is_kept_ends_the_run_instead_of_hanging(serve: 
 
     with pytest.raises(InvalidMeasurement, match="No space"):
         asyncio.run(work())
+
+
+def chained(
+    index: int, after: int | Literal["slot"] | None, think_s: float = 0.0, due_s: float = 0.0
+) -> PlannedRequest:
+    request = Request(prompt=f"p{index}", max_new_tokens=2)
+    return PlannedRequest(index=index, due_s=due_s, request=request, after=after, think_s=think_s, expected_tokens=2)
+
+
+def by_index(records: Sequence[Record]) -> dict[int, Record]:
+    return {record.index: record for record in records}
+
+
+def test_the_next_turn_is_due_a_think_time_after_the_answer_to_the_turn_before(serve: Serve) -> None:
+    turns = [chained(0, None), chained(1, 0, think_s=0.03), chained(2, 1, think_s=0.01)]
+    records = by_index(drive(serve(lambda n, body: [0.01, *answer(["a", "b"])]), turns))
+    for turn, think_ns in ((1, 30_000_000), (2, 10_000_000)):
+        before, record = records[turn - 1], records[turn]
+        assert before.done_ns is not None
+        assert record.due_ns == record.released_ns == before.done_ns + think_ns
+        assert record.sent_ns is not None
+        assert record.sent_ns >= record.due_ns
+
+
+def test_a_turn_is_not_due_before_its_own_instant(serve: Serve) -> None:
+    records = by_index(drive(serve(lambda n, body: answer(["a", "b"])), [chained(0, None), chained(1, 0, due_s=0.2)]))
+    assert records[1].due_ns - records[0].due_ns == 200_000_000
+
+
+def test_a_turn_follows_a_failed_one_too(serve: Serve) -> None:
+    server = serve(lambda n, body: [STREAM_HEAD, Do.CLOSE] if n == 0 else answer(["a", "b"]))
+    records = by_index(drive(server, [chained(0, None), chained(1, 0)]))
+    assert [records[n].status for n in (0, 1)] == ["failed", "answered"]
+
+
+def test_a_closed_loop_has_as_many_under_way_as_it_has_users_and_thinks_in_between(serve: Serve) -> None:
+    server = serve(lambda n, body: [0.005, *answer(["a", "b"])])
+    users = 3
+    plan = [chained(n, None if n < users else "slot", think_s=0.0 if n < users else 0.002) for n in range(15)]
+    records = drive(server, plan)
+    assert server.most_at_once <= users
+    ends = sorted(record.done_ns or 0 for record in records)
+    dues = sorted(record.due_ns for record in records)[users:]
+    assert dues == [end + 2_000_000 for end in ends[: len(dues)]]
+
+
+def test_a_user_is_free_only_after_the_last_turn_of_a_conversation(serve: Serve) -> None:
+    server = serve(lambda n, body: answer(["a", "b"]))
+    drive(server, [chained(0, None), chained(1, 0), chained(2, "slot"), chained(3, 2)])
+    assert [json.loads(body)["inputs"] for body in server.bodies] == ["p0", "p1", "p2", "p3"]
+
+
+def test_a_part_of_a_plan_is_sent_under_its_own_indexes(serve: Serve) -> None:
+    part = [chained(4, None), chained(7, 4), chained(9, 3), chained(12, "slot")]  # request 3 is in another part
+    assert sorted(by_index(drive(serve(lambda n, body: answer(["a", "b"])), part))) == [4, 7, 9, 12]
+
+
+def test_the_rest_of_a_closed_loop_goes_on_although_no_user_begins_in_it(serve: Serve) -> None:
+    records = drive(serve(lambda n, body: answer(["a", "b"])), [chained(n, "slot") for n in (5, 6)])
+    assert {record.status for record in records} == {"answered"}
+
+
+def test_an_interrupt_ends_what_waits_for_an_answer_as_well(serve: Serve) -> None:
+    server = serve(lambda n, body: [0.15, *answer(["a", "b"])])
+    plan = [chained(0, None), chained(1, 0), chained(2, "slot"), chained(3, "slot")]
+    records = by_index(drive(server, plan, interrupts=[0.05], drain_s=20))
+    assert [records[n].status for n in range(4)] == ["answered", "unfinished", "unfinished", "unfinished"]
+    assert len(server.bodies) == 1
