@@ -44,6 +44,8 @@ def check(base: Path, load: Load, stack: Stack, every: int | None, results: Path
     """Replay, compare with the base, print; the exit status."""
     base_dump = contest.read_dump(base)
     every = every or (base_dump.header.every if base_dump.header else contest.EVERY)
+    if base_dump.header is not None and base_dump.header.every != every:
+        raise InputError(f"--every {every}: {base} was captured with {base_dump.header.every}; leave --every out")
     folder = files.new_folder(results, "acc")
     _capture(folder / "file_npy", load, stack, every, folder / "journal.jsonl")
     status = compare_folders(base, folder / "file_npy", json)

@@ -164,8 +164,8 @@ class Scheduler:
         self.pool.check([block for sequence in self.running for block in sequence.blocks])
 
     def _admit(self, budget: int, plan: Plan) -> None:
-        if self.running and self.limits.batching == "static":
-            return
+        if self.limits.batching == "static" and any(sequence.output_ids for sequence in self.running):
+            return  # the batch has begun to decode: nobody joins it
         skipped: list[Sequence] = []
         while self.waiting and self._free_slots and budget:
             sequence = self.waiting.popleft()

@@ -83,7 +83,7 @@ class Toy:
 
     def begin(self) -> Plan | None:
         """Plan a step and check the plan."""
-        running_before = set(self.scheduler.running)
+        decoding_before = any(sequence.output_ids for sequence in self.scheduler.running)
         self.plan = plan = self.scheduler.plan()
         limits = self.scheduler.limits
         if plan is None:
@@ -96,8 +96,8 @@ class Toy:
         slots = [sequence.slot for sequence in self.scheduler.running]
         assert sorted(slots) == sorted(set(slots))
         assert all(0 <= slot < limits.max_batch for slot in slots)
-        if limits.batching == "static" and running_before:
-            assert not plan.admitted, "a new batch was started before the one before had ended"
+        if limits.batching == "static" and decoding_before:
+            assert not plan.admitted, "somebody joined a batch that had begun to decode"
         for sequence in plan.admitted:
             if sequence not in self.admitted:
                 self.admitted.append(sequence)
@@ -247,6 +247,20 @@ def test_static_batching_starts_a_batch_only_when_the_one_before_has_ended() -> 
             batches.append(plan.admitted)
         toy.finish()
     assert batches == [sequences[:2], sequences[2:4], sequences[4:]]
+
+
+def test_a_static_batch_takes_all_that_fit_although_their_prompts_need_several_steps() -> None:
+    toy = Toy(num_blocks=64, max_batch=4, max_tokens_per_step=8, batching="static")
+    sequences = [toy.add([n] * 6, 3, ignore_eos=True) for n in range(5)]
+    batch: list[Sequence] = []
+    while not any(sequence.output_ids for sequence in sequences):
+        plan = toy.begin()
+        assert plan is not None
+        batch += plan.admitted
+        toy.finish()
+    assert batch == sequences[: len(batch)]
+    assert len(batch) >= 2
+
 
 
 def test_continuous_batching_fills_a_slot_in_the_next_step() -> None:
