@@ -377,7 +377,10 @@ def _as_int(value: Any) -> int:
 
 
 def _as_float(value: Any) -> float:
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("value is not a valid float") from error
 
 
 def _as_list(value: Any) -> list[str]:

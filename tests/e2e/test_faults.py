@@ -718,7 +718,7 @@ def test_bad_prompts_that_come_together_with_good_ones_are_all_answered(limited:
 
 
 def test_a_header_that_is_no_text_and_settings_that_no_model_has_are_answered(limited: Serving) -> None:
-    """Each of these once ended the agent, or the server."""
+    """Each of these once was a 500, or ended the agent or the server."""
 
     async def asked_with(*headers: str, **more: Any) -> bytes:
         body = {"prompt": "Hi", "max_tokens": 2, "temperature": 0, **more}
@@ -734,5 +734,7 @@ def test_a_header_that_is_no_text_and_settings_that_no_model_has_are_answered(li
     ):
         assert answer.startswith(b"HTTP/1.1 200 ")
     assert asked(limited, "/health/timed-" + "9" * 5000)[0] == 422
+    contest = {"inputs": "Hi", "parameters": {"max_new_tokens": 2, "temperature": 10**309}}
+    assert asked(limited, "/models/llama2/generate", contest)[0] == 422
     assert "lost" not in limited.log
     assert "Traceback" not in limited.log
