@@ -1,4 +1,4 @@
-"""Stop texts: an answer ends before the first of them, also when it comes in pieces."""
+"""Stop texts: an answer ends before the one that is complete first, however it is cut into pieces."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ class StopTexts:
         self._held = ""
         if not armed:
             return text, None
-        found = min(((at, stop) for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
-        if found is not None:
-            at, stop = found
-            return text[: at + len(stop) if self._include else at], stop
+        places = ((at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0)
+        if (found := min(places, default=None)) is not None:
+            end, at, stop = found  # of several that end at one place the longest
+            return text[: end if self._include else at], stop
         keep = self._longest_start(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
