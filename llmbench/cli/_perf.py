@@ -1,16 +1,15 @@
 """One perf run from settings to exit status: plan, target, load, numbers, files."""
 
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 
 from llmbench import protocols
+from llmbench.cli import _plan
 from llmbench.errors import InputError, ServingError
 from llmbench.loadgen.client import Target, Timeouts, locate
 from llmbench.loadgen.driver import Counts
@@ -20,30 +19,19 @@ from llmbench.metrics.summary import Summary, summarise
 from llmbench.report import console as screen
 from llmbench.report import contest, files
 from llmbench.serving.launch import launched
-from llmbench.tokenizer import Tokenizer, embedded_path
-from llmbench.workload import arrivals, datasets
 from llmbench.workload import plan as plans
 
 _INVALID, _INTERRUPTED = 3, 130
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(_plan.Wanted, frozen=True, kw_only=True):
     """What the user asked for; written to `config.json`."""
 
-    qps: float
-    test_time_s: float
-    num_requests: int | None
     url: str | None
     port: int
     out_dir: Path | None
-    dataset: str
-    tokenizer: Path | None
-    arrivals: str
-    dialect: str
     data_shape: str | None
     concurrency: int | None
-    seed: int
-    max_new_tokens: int | None
     timeout_s: float
     plan: Path | None
     model: str | None
@@ -59,8 +47,9 @@ Say = Callable[[str], None]
 def main(settings: Settings, json: bool, quiet: bool) -> int:
     """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
     say = _sayer(quiet)
-    dialect = protocols.get(settings.dialect, **({"data_shape": settings.data_shape} if settings.data_shape else {}))
-    plan = _plan(settings, say)
+    plan = _sealed(settings, say)
+    declared = _plan.declaration(plan)
+    dialect = _dialect(settings, plan)
     if settings.out_dir is not None:
         files.make_folder(settings.out_dir, "--out-dir")
     with _target(settings, say) as target:
@@ -71,7 +60,7 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
         timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
         progress = None if quiet or not sys.stderr.isatty() else _progress
         outcome = run(plan, target, dialect, timeouts, folder / "journal.jsonl", settings.concurrency, progress)
-    numbers, outcomes = summarise(outcome.records), validity.check(outcome.records)
+    numbers, outcomes = summarise(outcome.records), validity.check(outcome.records, declared)
     last = _write(settings, plan, outcome, folder, numbers, outcomes)
     _show(folder, numbers, outcomes, last, json, quiet)
     if outcome.interrupted:
@@ -79,33 +68,17 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
     return 0 if validity.valid(outcomes) else _INVALID
 
 
-def _plan(settings: Settings, say: Say) -> plans.Plan:
+def _sealed(settings: Settings, say: Say) -> plans.Plan:
     """The plan that is asked for, or the one to repeat."""
-    if settings.plan is not None:
-        plan = plans.load(settings.plan)
-    else:
-        number = settings.num_requests or plans.count(settings.test_time_s, settings.qps)
-        process = arrivals.get(settings.arrivals, settings.qps)
-        dataset = datasets.load(settings.dataset)
-        path = settings.tokenizer if settings.tokenizer else embedded_path()
-        origin = plans.PlanSettings(
-            dataset=dataset.name,
-            num_samples=len(dataset.samples),
-            arrivals=settings.arrivals,
-            qps=settings.qps,
-            rate=process.rate if math.isfinite(process.rate) else None,
-            seed=settings.seed,
-        )
-        say(f"dataset: {dataset.path}, {len(dataset.samples)} samples: {dataset.description}")
-        say(f"tokenizer: {path}, for the number of tokens to ask for")
-        tokenizer = Tokenizer.from_file(path)
-        plan = plans.make_plan(dataset.samples, process, number, origin, tokenizer, settings.max_new_tokens)
-    rate = f"{plan.settings.rate:.4g} per second" if plan.settings.rate else "all at once"
-    say(
-        f"plan: {len(plan.requests)} requests, {plan.settings.arrivals} arrivals, {rate}, seed {plan.settings.seed}, "
-        f"sha256 {plan.sha256[:16]}"
-    )
+    plan = plans.load(settings.plan) if settings.plan is not None else _plan.make(settings, say)
+    say(f"plan: {_plan.line(plan)}")
     return plan
+
+
+def _dialect(settings: Settings, plan: plans.Plan) -> protocols.Dialect:
+    """The dialect that is asked for, or the one of the plan."""
+    options = {"data_shape": settings.data_shape} if settings.data_shape else {}
+    return protocols.get(settings.dialect or plan.settings.dialect or "contest", **options)
 
 
 @contextmanager

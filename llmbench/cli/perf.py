@@ -6,6 +6,15 @@ from typing import Annotated
 
 import typer
 
+from llmbench.cli.plan import (
+    ARRIVALS_HELP,
+    DATASET_HELP,
+    IgnoreEosOption,
+    SeedOption,
+    ShuffleOption,
+    TemperatureOption,
+)
+
 
 class Task(str, Enum):
     """The contest's two tasks, named as its client names them."""
@@ -16,19 +25,31 @@ class Task(str, Enum):
 
 def perf(
     qps: Annotated[float, typer.Option("-X", "--qps", help="Requests per second.")] = 5.0,
-    test_time: Annotated[float, typer.Option("-T", "--test-time", help="Seconds to send for; X * T requests.")] = 10.0,
+    test_time: Annotated[
+        float | None,
+        typer.Option("-T", "--test-time", help="Seconds to send for; X * T requests.  [default: 10, or all of a ramp]"),
+    ] = None,
     num_requests: Annotated[int | None, typer.Option("-n", "--num-requests", help="Instead of X * T.")] = None,
     port: Annotated[int, typer.Option("-P", "--port", help="Port on this machine; see --url.")] = 8835,
     url: Annotated[str | None, typer.Option(help="Without it: --port, or the bundled stack.")] = None,
     out_dir: Annotated[Path | None, typer.Option("-O", "--out-dir", help="Where result_X_x.json goes as well.")] = None,
     task: Annotated[Task | None, typer.Option(help="Contest task: 1 is alpaca_5010, 2 is alpaca_521.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Dataset name or file.  [default: alpaca_5010]")] = None,
+    dataset: Annotated[str | None, typer.Option(help=DATASET_HELP + "  [default: alpaca_5010]")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model that counts the tokens to ask for.")] = None,
-    arrivals: Annotated[str, typer.Option(help="poisson, constant, burst or contest.")] = "poisson",
-    dialect: Annotated[str, typer.Option(help="HTTP dialect of the server.")] = "contest",
+    arrivals: Annotated[str, typer.Option(help=ARRIVALS_HELP)] = "poisson",
+    dialect: Annotated[
+        str | None, typer.Option(help="HTTP dialect of the server.  [default: the plan's, or contest]")
+    ] = None,
     data_shape: Annotated[str | None, typer.Option(help="Contest streams: list or object.  [default: list]")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="At most this many requests at once.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the schedule and of the prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Gives the four seeds of what is drawn.")] = 0,
+    seed_schedule: SeedOption = None,
+    seed_prompts: SeedOption = None,
+    seed_lengths: SeedOption = None,
+    seed_sampling: SeedOption = None,
+    shuffle: ShuffleOption = False,
+    temperature: TemperatureOption = 0.0,
+    ignore_eos: IgnoreEosOption = False,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to ask for, of every request.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that one request may take.")] = 1800.0,
     plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,
@@ -59,6 +80,13 @@ def perf(
         data_shape=data_shape,
         concurrency=concurrency,
         seed=seed,
+        seed_schedule=seed_schedule,
+        seed_prompts=seed_prompts,
+        seed_lengths=seed_lengths,
+        seed_sampling=seed_sampling,
+        shuffle=shuffle,
+        temperature=temperature,
+        ignore_eos=ignore_eos,
         max_new_tokens=max_new_tokens,
         timeout_s=timeout,
         plan=plan,
