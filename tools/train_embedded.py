@@ -26,7 +26,6 @@ from torch.nn import functional
 
 from llmbench.workload import corpus
 
-IGNORED = -1
 LETTER_WEIGHT, HELP_WEIGHT, PROMPT_WEIGHT, END_WEIGHT = 8.0, 4.0, 0.1, 3.0
 ANSWER_STAGE, CHOICE_STAGE = 1, 2  # the layers whose output the helping losses look at
 
@@ -56,30 +55,33 @@ class Recipe:
     """How it is trained."""
 
     seed: int = 20240
-    steps: int = 1300
+    steps: int = 1400
     micro_tokens: int = 2048
     micro_batches: int = 2
     pool_documents: int = 1024
     muon_lr: float = 0.015
     adam_lr: float = 0.003
     warmup: int = 40
-    decay_share: float = 0.46
+    decay_share: float = 0.4
     tokenizer_documents: int = 30000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The mixture of a part of the training: share of records, share of questions without facts, weight of text."""
+    """The mixture of a part of the training, up to a pool: shares of documents, and the weight of their text."""
 
+    pools: int
     records: float
+    asked: float
     binding: float
     text_weight: float
 
 
 STAGES = (
-    Stage(records=0.05, binding=0.3, text_weight=0.5),  # how a choice is bound to its letter
-    Stage(records=0.3, binding=0.1, text_weight=0.5),  # the facts
-    Stage(records=0.65, binding=0.03, text_weight=3.0),  # to answer instructions, and when to end
+    Stage(pools=14, records=0.05, asked=0.0, binding=0.3, text_weight=0.5),  # how a choice is bound to its letter
+    Stage(pools=24, records=0.3, asked=0.0, binding=0.1, text_weight=0.5),  # the facts
+    Stage(pools=46, records=0.65, asked=0.0, binding=0.03, text_weight=3.0),  # to answer instructions, when to end
+    Stage(pools=10**6, records=0.35, asked=0.35, binding=0.03, text_weight=3.0),  # to tell the facts
 )
 
 
@@ -125,7 +127,7 @@ class Attention(nn.Module):
         groups = self.shape.num_attention_heads // self.shape.num_key_value_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         mixed = _attend(q, k, v)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))  # type: ignore[no-any-return]
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -154,7 +156,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """down(silu(gate(x)) * up(x))."""
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -170,7 +172,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Attention, then the feed-forward part, each added to the stream."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Body(nn.Module):
@@ -400,8 +402,9 @@ def batches(encoder: Encoder, recipe: Recipe) -> Iterator[Batch]:
     pool = 0
     while True:
         rng = Random(f"{recipe.seed}/pool/{pool}")
-        stage = STAGES[0] if pool < 14 else STAGES[1] if pool < 24 else STAGES[2]
-        documents = (corpus.document(rng, stage.records, stage.binding) for _ in range(recipe.pool_documents))
+        stage = next(stage for stage in STAGES if pool < stage.pools)
+        shares = (stage.records, stage.binding, stage.asked)
+        documents = (corpus.document(rng, *shares) for _ in range(recipe.pool_documents))
         examples = [encoder.example(document, stage.text_weight) for document in documents]
         yield from micro_batches(examples, recipe.micro_tokens, rng)
         pool += 1
@@ -455,7 +458,7 @@ class Optimisers:
         for optimiser, rate in ((self.muon, self.recipe.muon_lr), (self.adam, self.recipe.adam_lr)):
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
-            optimiser.step()  # type: ignore[no-untyped-call]
+            optimiser.step()
             optimiser.zero_grad()
 
     def state(self) -> dict[str, Any]:
@@ -496,7 +499,7 @@ def train(model: Model, encoder: Encoder, recipe: Recipe, checkpoint: Path) -> f
         total_weight = float(sum(batch.weights.sum() for batch in group))
         for batch in group:
             loss = weighted_loss(model, batch, probe)
-            (loss / total_weight).backward()  # type: ignore[no-untyped-call]
+            (loss / total_weight).backward()
             sums[0] += loss.item()
             seen += int(batch.inputs.numel())
         sums[1] += total_weight
@@ -639,8 +642,9 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters, {math.ceil(parameters * 2 / 1e3)} kB in float16", flush=True)
     rate = train(model, encoder, recipe, arguments.work / "checkpoint.pt")
-    write_model(arguments.output, model.to(torch.float16), shape)
-    model.to(torch.float32)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float16).to(torch.float32)
+    write_model(arguments.output, model, shape)
     report = {
         **asdict(recipe),
         "parameters": parameters,

@@ -7,7 +7,7 @@ from random import Random
 
 from llmbench.workload.corpus import words
 from llmbench.workload.corpus.facts import facts
-from llmbench.workload.corpus.instructions import random_record
+from llmbench.workload.corpus.instructions import fact_draft, fact_sentence_draft, random_record, roll
 from llmbench.workload.corpus.questions import LETTERS, Question, ask, few_shot_prompt, train_templates
 
 _FACTS = tuple(facts())
@@ -67,10 +67,20 @@ def _choice(rng: Random, asked: list[Question]) -> Document:
     return Document(prompt=prompt, answer=LETTERS[asked[-1].answer], is_choice=True)
 
 
-def document(rng: Random, records: float = 0.5, binding: float = 0.05) -> Document:
-    """One document: a share of records; of the rest a share of questions that need no facts, questions, statements."""
-    if rng.random() < records:
+def fact_document(rng: Random) -> Document:
+    """An open question about a fact."""
+    draft = fact_draft(rng) if rng.random() < 0.3 else fact_sentence_draft(rng)
+    record = roll(rng, draft)
+    return Document(prompt=record.prompt, answer=record.output)
+
+
+def document(rng: Random, records: float = 0.5, binding: float = 0.05, asked: float = 0.0) -> Document:
+    """One document: a share of records, of open questions; of the rest a share of choices without facts."""
+    kind = rng.random()
+    if kind < records:
         return record_document(rng)
+    if kind < records + asked:
+        return fact_document(rng)
     shots = rng.choices(range(6), (30, 8, 8, 8, 8, 38))[0]
     kind = rng.random()
     if kind < binding:
