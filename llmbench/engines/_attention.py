@@ -127,7 +127,9 @@ def keys_values(prompt: Prompt, qkv: Float32, cache: Float32, heads: Heads, scra
         found = scratch.get("prompt", len(prompt.table), *cache.shape[1:])
         cache.take(prompt.table, axis=0, out=found, mode="clip")
         found = found.reshape(-1, *cache.shape[2:])[: prompt.context_len]
-    return found.reshape(prompt.context_len, 2, heads.num_kv_heads, heads.head_dim).transpose(1, 2, 0, 3)
+    shape = (prompt.context_len, 2, heads.num_kv_heads, heads.head_dim)
+    split: Float32 = found.reshape(shape).transpose(1, 2, 0, 3)
+    return split
 
 
 def prefill(

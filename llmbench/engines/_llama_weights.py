@@ -89,7 +89,8 @@ def _qkv_bias(model: Model, prefix: str) -> Float32:
 
 def _norm(model: Model, name: str) -> Float32:
     """float32 [hidden]: the weight of an RMSNorm times sqrt(hidden), since the engine divides by sqrt(sum(x^2))."""
-    return model.tensor(name) * np.float32(math.sqrt(model.config.hidden_size))
+    weight: Float32 = model.tensor(name) * np.float32(math.sqrt(model.config.hidden_size))
+    return weight
 
 
 def _scaled(model: Model, name: str, scale: Float32) -> Blocks:
@@ -105,4 +106,5 @@ def _paired(model: Model, name: str, scale: Float32) -> Blocks:
 def _pair_halves(rows: Float32, dim: int) -> Float32:
     """The rows of each head from (x0 x1 … y0 y1 …) to (x0 y0 x1 y1 …)."""
     halves = rows.reshape(len(rows) // dim, 2, dim // 2, -1)
-    return halves.swapaxes(1, 2).reshape(rows.shape)
+    pairs: Float32 = halves.swapaxes(1, 2).reshape(rows.shape)
+    return pairs

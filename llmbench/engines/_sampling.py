@@ -72,4 +72,5 @@ def _uniform(seeds: npt.NDArray[np.uint64], steps: Int32) -> Float64:
     """
     pairs = zip(seeds.tolist(), steps.tolist(), strict=True)
     raws = [np.random.Philox(key=seed, counter=step).random_raw() for seed, step in pairs]
-    return (np.array(raws, np.uint64) >> np.uint64(32)) * 2.0**-32
+    high: npt.NDArray[np.uint64] = np.array(raws, np.uint64) >> np.uint64(32)
+    return high.astype(np.float64) * 2.0**-32

@@ -97,7 +97,7 @@ class NumpyLlama:
 
     def _plan(self, batch: Batch) -> Plan:
         query_lens, context_lens = batch.query_lens, batch.context_lens
-        ends = np.cumsum(query_lens)
+        ends = np.cumsum(query_lens, dtype=np.intp)
         sequence = np.repeat(np.arange(len(query_lens)), query_lens)
         positions = np.arange(ends[-1]) + np.repeat(context_lens - ends, query_lens)
         blocks = batch.block_tables[sequence, positions // self._block_size].astype(np.intp)
@@ -110,7 +110,7 @@ class NumpyLlama:
             groups=attention.group_decodes(
                 ends[decodes] - 1, context_lens[decodes], batch.block_tables[decodes], self._block_size, block_elements
             ),
-            prompts=[self._prompt(batch, i, int(ends[i])) for i in np.flatnonzero(query_lens > 1)],
+            prompts=[self._prompt(batch, i, int(ends[i])) for i in np.flatnonzero(query_lens > 1).tolist()],
         )
 
     def _prompt(self, batch: Batch, i: int, end: int) -> attention.Prompt:
@@ -190,7 +190,8 @@ class NumpyLlama:
         squares = np.einsum("ij,ij->i", x, x)
         squares += self._config.hidden_size * self._config.rms_norm_eps
         np.sqrt(squares, out=squares)
-        return np.divide(x, squares[:, None], out=self._scratch.get("normalised", *x.shape))
+        normalised: Float32 = np.divide(x, squares[:, None], out=self._scratch.get("normalised", *x.shape))
+        return normalised
 
     def _head(self, x: Float32) -> Float32:
         """float32 [m, vocab]."""
@@ -211,7 +212,7 @@ def engine(model: Model, settings: EngineSettings) -> NumpyLlama:
 
 def _logit_rows(batch: Batch) -> Intp:
     """The last token of each sequence that wants one, and every token of those in `score_prompts`."""
-    last = np.cumsum(batch.query_lens)[batch.wants_token] - 1
+    last: Intp = np.cumsum(batch.query_lens, dtype=np.intp)[batch.wants_token] - 1
     if batch.score_prompts is None:
         return last
     wanted = np.repeat(batch.score_prompts, batch.query_lens)

@@ -50,7 +50,9 @@ class Stub:
         result = _result(tokens, wants, self._vocab_size if batch.want_logits else None)
         if batch.score_prompts is not None:
             rows = np.flatnonzero(batch.score_prompts)
-            result = msgspec.structs.replace(result, prompt_logits=tuple(self._prompt_logits(batch, i) for i in rows))
+            result = msgspec.structs.replace(
+                result, prompt_logits=tuple(self._prompt_logits(batch, i) for i in rows.tolist())
+            )
         if self._step_time_s:
             time.sleep(max(0.0, deadline - time.perf_counter()))
         return result

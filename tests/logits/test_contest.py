@@ -15,7 +15,7 @@ from llmbench.logits import contest
 from llmbench.logits.contest import Header, Writer, file_name, manifest_path, parse_name, read_dump, read_row
 
 HEADER = Header(every=100, model="random:tiny", fingerprint="ab", engine="numpy_llama", dtype="float32", vocab_size=8)
-ROW = np.arange(8, dtype=np.float32) / 4
+ROW = np.arange(8, dtype=np.float32) / np.float32(4)
 
 
 def write(writer: Writer, row: npt.NDArray[np.float32] = ROW, index: int = 100, prefill: bool = False) -> None:
