@@ -208,7 +208,10 @@ def save(plan: Plan, path: Path) -> None:
         seal=_seal(plan.settings, plan.sha256),
     )
     lines = msgspec.json.Encoder().encode_lines([header, *plan.requests])
-    path.write_bytes(gzip.compress(lines, mtime=0))
+    try:
+        path.write_bytes(gzip.compress(lines, mtime=0))
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the plan ({error.strerror})") from error
 
 
 def load(path: Path) -> Plan:

@@ -278,3 +278,8 @@ def test_a_process_that_ends_by_itself_is_sent_to_its_end_unless_a_time_is_given
     process: str, test_time_s: float | None, number: int
 ) -> None:
     assert plan.number(arrivals.get(process, 5.0), test_time_s) == number
+
+
+def test_a_plan_that_cannot_be_written_is_an_error_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write the plan"):
+        plan.save(make(), tmp_path / "nowhere" / "plan.jsonl.gz")
