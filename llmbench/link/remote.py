@@ -35,7 +35,8 @@ class _Connection(asyncio.Protocol):
         self._assembler = frames.Assembler()
         self._arrived: deque[frames.Frame] = deque()
         self._waiting: asyncio.Future[frames.Frame] | None = None
-        self._error: AgentDied | None = None
+        self.error: AgentDied | None = None
+        self.ended: Callable[[], None] = lambda: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
@@ -53,16 +54,16 @@ class _Connection(asyncio.Protocol):
 
     def send(self, frame: frames.Frame) -> None:
         """Send a frame. Raises the error that ended the connection."""
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         self._transport.write(frames.encode(frame))
 
     async def receive(self) -> frames.Frame:
         """The next frame. Raises the error that ended the connection."""
         if self._arrived:
             return self._arrived.popleft()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         self._waiting = asyncio.get_running_loop().create_future()
         return await self._waiting
 
@@ -79,9 +80,10 @@ class _Connection(asyncio.Protocol):
             self._arrived.append(frame)
 
     def _end(self, error: AgentDied) -> None:
-        self._error = self._error or error
+        self.error = self.error or error
         if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(self._error)
+            self._waiting.set_exception(self.error)
+        self.ended()
 
 
 class Agent:
@@ -137,6 +139,15 @@ class Agent:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def died(self) -> AgentDied | None:
+        """Why the process can do no more steps; None while it lives."""
+        return self._connection.error
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Call this when the process ends, also when no step is under way."""
+        self._connection.ended = ended
 
     async def attach(self, size: Dimensions) -> None:
         """Share an arena of these dimensions; its name is gone again when this returns."""

@@ -68,6 +68,11 @@ class BlockPool:
                 self._by_prefix[prefix] = block
                 self._prefix_of[block] = prefix
 
+    def forget(self) -> None:
+        """No block holds a prefix any more: what was in them is lost."""
+        self._by_prefix.clear()
+        self._prefix_of.clear()
+
     def check(self, held: Sequence[int]) -> None:
         """Assert that every block is either free or held by as many as the pool believes."""
         holders = [0] * self.num_blocks

@@ -41,6 +41,7 @@ class StepLoop:
         self._wake = wake
         self._observer = observer
         self.agent = agent
+        self.agent.watch(wake.set)
         self.ready = True
         self.num_restarts = 0
 
@@ -49,13 +50,17 @@ class StepLoop:
         emissions: list[Emission] = []
         last_ns: int | None = None  # when the step before gave its tokens
         while True:
+            if (died := self.agent.died) is not None:  # between two steps: nobody who waits is lost
+                self._frontend.deliver(emissions)
+                emissions = []
+                await self._recover(died)
             start_ns = clock.now_ns()
             plan = self._scheduler.plan()
             if plan is None:
                 self._frontend.deliver(emissions)
                 emissions, last_ns = [], None
                 self._wake.clear()
-                if not self._scheduler.waiting:
+                if not self._scheduler.waiting and self.agent.died is None:
                     await self._wake.wait()
                 continue
             try:
@@ -112,6 +117,7 @@ class StepLoop:
         while True:
             try:
                 self.agent = await self._start_agent()
+                self.agent.watch(self._wake.set)
                 break
             except LlmbenchError as again:
                 _log.error("the agent does not start: %s; next try in %.1f s", again, retry_s)

@@ -9,12 +9,15 @@ import numpy as np
 from llmbench import engines
 from llmbench.engines import EngineSettings, Float32, StepResult
 from llmbench.errors import PromptEmpty
+from llmbench.link import extras
 from llmbench.link.arena import Dimensions, StepArrays
 from llmbench.serving.blocks import BlockPool
-from llmbench.serving.loop import place, step_rows
+from llmbench.serving.loop import place, step_extras, step_rows
 from llmbench.serving.scheduler import Limits, Plan, Scheduler
 from llmbench.serving.sequence import Sequence
 from llmbench.serving.stack import open_tokenizer
+from llmbench.serving.stops import StopTexts
+from llmbench.tokenizer import Detokenizer
 from llmbench.types import Sampling
 from llmbench.weights.model import open_model
 
@@ -60,7 +63,7 @@ class LLM:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         sequences = [self._sequence(self.tokenizer.encode(prompt), max_new_tokens, sampling) for prompt in prompts]
         self._run(sequences)
-        return [self.tokenizer.decode(sequence.output_ids) for sequence in sequences]
+        return [self._text(sequence) for sequence in sequences]
 
     def logits(self, token_ids: Sequences[int]) -> Float32:
         """The logits after each token, float32 [len, vocab], in one prefill. Raises PromptEmpty, PromptTooLong."""
@@ -91,6 +94,22 @@ class LLM:
             eos_ids=self._eos_ids,
         )
 
+    def _text(self, sequence: Sequence) -> str:
+        """The text of an answer; one that has a stop text is generated to its end all the same."""
+        asked = sequence.sampling
+        if not asked.stop:
+            return self.tokenizer.decode(sequence.output_ids)
+        stops, detokenizer, text = StopTexts(asked.stop, asked.include_stop), Detokenizer(self.tokenizer), ""
+        for i, token_id in enumerate(sequence.output_ids):
+            piece = detokenizer.push(token_id)
+            if i == len(sequence.output_ids) - 1:
+                piece += detokenizer.flush()
+            piece, found = stops.push(piece, armed=i >= asked.min_new_tokens)
+            text += piece
+            if found is not None:
+                return text
+        return text + stops.flush()
+
     def _run(self, sequences: list[Sequence], pieces: list[Float32] | None = None) -> None:
         """Run sequences to their end. `pieces` gets the logits of every prompt token, float32 [n, vocab] each."""
         try:
@@ -110,6 +129,9 @@ class LLM:
         rows, steps = step_rows(plan)
         num_tokens = self._arrays.write(rows, steps)
         batch = self._arrays.batch(len(rows), num_tokens)
-        if not score_prompts:
-            return self._engine.step(batch)
-        return self._engine.step(msgspec.structs.replace(batch, score_prompts=np.ones(len(rows), np.bool_)))
+        if score_prompts:
+            return self._engine.step(msgspec.structs.replace(batch, score_prompts=np.ones(len(rows), np.bool_)))
+        asked = step_extras(plan)
+        result = self._engine.step(extras.wanted(batch, asked))
+        extras.apply(batch, result, asked)
+        return result

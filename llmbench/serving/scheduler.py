@@ -118,10 +118,11 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def fail_running(self) -> list[Sequence]:
-        """Take all running sequences out: the engine has lost their cache."""
+        """Take all running sequences out: the engine has lost its cache."""
         lost = list(self.running)
         for sequence in lost:
             self._leave(sequence)
+        self.pool.forget()
         return lost
 
     def plan(self) -> Plan | None:
@@ -192,7 +193,9 @@ class Scheduler:
             return False
         sequence.slot = self._free_slots.pop()
         sequence.blocks = shared
-        sequence.num_cached = sequence.num_hits = len(shared) * self.pool.block_size
+        sequence.num_cached = len(shared) * self.pool.block_size
+        if not sequence.num_preemptions:  # later it may find what it left there itself
+            sequence.num_hits = sequence.num_cached
         if shared:
             plan.grown.append(Growth(sequence.slot, 0, shared))
         self.running.append(sequence)

@@ -7,10 +7,10 @@ The contest's stack had such levels as RUN_LEVEL.
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from llmbench.errors import LlmbenchError
+from llmbench.errors import AgentDied, LlmbenchError
 from llmbench.link import frames
 from llmbench.link.arena import Dimensions, Row, StepArrays
 from llmbench.link.extras import Extra, Scored
@@ -27,6 +27,7 @@ class LinkStub:
 
     engine_ns = 0
     agent_ns = 0
+    died: AgentDied | None = None
 
     def __init__(self, loaded: frames.Loaded, size: Dimensions, step_time_s: float) -> None:
         self.loaded = loaded
@@ -34,6 +35,9 @@ class LinkStub:
         self.pid = os.getpid()
         self._step_time_s = step_time_s
         self._wanted: list[bool] = []
+
+    def watch(self, ended: Callable[[], None]) -> None:
+        """There is nothing that could end."""
 
     def begin(
         self, rows: Sequence[Row], steps: Sequence[int], admitted: list[frames.Admitted], extras: list[Extra]

@@ -230,6 +230,23 @@ def test_when_the_agent_is_killed_20_streams_hear_it_in_their_dialect_and_those_
         assert "Traceback" not in server.log
 
 
+def test_what_the_prefix_cache_knew_of_a_killed_agent_is_not_believed_of_the_next(launch: Launch) -> None:
+    with launch("--model", "random:tiny", "--threads", "1", "--prefix-cache") as server:
+        body = {"prompt": list(range(5, 75)), "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+
+        def answered() -> tuple[str, int]:
+            status, answer, _ = asked(server, COMPLETIONS, body)
+            assert status == 200
+            return answer["choices"][0]["text"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+        cold = answered()
+        assert answered() == (cold[0], 64)
+        os.kill(server.agent_pid, signal.SIGKILL)
+        assert poll(lambda: "is ready" in server.log)
+        assert answered() == cold
+        assert answered() == (cold[0], 64)
+
+
 def test_a_server_that_is_killed_under_load_frees_its_port_and_takes_its_agent_along(
     launch: Launch, tmp_path: Path
 ) -> None:
