@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, data, layers, perf, serve
+from llmbench.cli import acc, data, layers, perf, plan, serve
 from llmbench.errors import LlmbenchError
 
 INTERRUPTED = 130
@@ -23,6 +23,7 @@ app.command("serve")(serve.serve)
 app.command("perf")(perf.perf)
 app.command("layers")(layers.layers)
 app.add_typer(acc.app, name="acc")
+app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")
 
 
