@@ -82,6 +82,11 @@ class Tokenizer:
             for token_id, piece, is_byte in zip(ids, pieces, are_bytes, strict=True)
         ]
 
+    @cached_property
+    def longest_piece(self) -> int:
+        """The most characters that one id can stand for."""
+        return max(len(text) for text in self.plain if text is not None)
+
     def is_special(self, token_id: int) -> bool:
         """Whether an id stands for no text: bos, eos, unk, other control pieces, and what pads a model's vocabulary."""
         return token_id >= self.vocab_size or token_id == self.unk_id or bool(self._processor.IsControl(token_id))

@@ -119,11 +119,14 @@ class Agent:
             raise InputError(f"cannot listen for the agent on {host}:{port} ({error.strerror})") from error
         async with listener:
             at = listener.sockets[0].getsockname()
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "llmbench.link.agent", at[0], str(at[1])),
-                env={**os.environ, TOKEN_VARIABLE: token},
-                stdin=asyncio.subprocess.DEVNULL,
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "llmbench.link.agent", at[0], str(at[1])),
+                    env={**os.environ, TOKEN_VARIABLE: token},
+                    stdin=asyncio.subprocess.DEVNULL,
+                )
+            except OSError as error:
+                raise ServingError(f"cannot start the agent process ({error.strerror})") from error
             try:
                 agent = cls(process, await _first(connected, process))
             except BaseException:

@@ -96,7 +96,11 @@ class Frontend:
     def _submit(self, request: Request, mailbox: Mailbox, index: int) -> None:
         self._observer.num_received += 1
         prompt = request.prompt
-        prompt_ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            self._check_characters(prompt)
+            prompt_ids = self._tokenizer.encode(prompt)
+        else:
+            prompt_ids = list(prompt)
         if not prompt_ids or self._pad_id in prompt_ids:
             raise PromptEmpty(f"the prompt has no tokens, or the padding id {self._pad_id} among them")
         limits = self._scheduler.limits
@@ -120,6 +124,12 @@ class Frontend:
         self._tickets[sequence] = _Ticket(mailbox, index, detokenizer, stops, clock.now_ns())
         self._idle.clear()
         mailbox.sequences.append(sequence)
+
+    def _check_characters(self, prompt: str) -> None:
+        """Refuse what cannot fit, before it holds up the event loop: a token stands for so many characters at most."""
+        most = self._tokenizer.longest_piece * self._scheduler.max_model_len
+        if len(prompt) > most:
+            raise PromptTooLong(f"the prompt has {len(prompt)} characters, {most} are the most that can fit")
 
     def cancel(self, mailbox: Mailbox) -> None:
         """The client has gone: its blocks are free at once. Nothing happens when the answers were complete."""

@@ -113,6 +113,15 @@ def test_what_the_server_cannot_hold_is_refused_at_once() -> None:
     desk.submit((5, 6, 7), number=197)
 
 
+def test_a_text_with_more_characters_than_can_fit_is_refused_before_it_is_tokenised() -> None:
+    desk = Desk()
+    most = TOKENIZER.longest_piece * desk.scheduler.max_model_len
+    with pytest.raises(PromptTooLong, match=f"{most + 1} characters, {most} are the most"):
+        desk.submit("a" * (most + 1))
+    with pytest.raises(PromptTooLong, match="prompt tokens"):  # this one was tokenised
+        desk.submit("a" * most)
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     desk = Desk()
     for _ in range(4):
