@@ -64,6 +64,22 @@ class Recipe:
     warmup: int = 40
     decay_share: float = 0.4
     tokenizer_documents: int = 30000
+    measured_documents: int = 600
+    measured_questions: int = 1000  # at most
+    measured_answers: int = 100
+    answer_limit: int = 900
+
+
+QUICK = Recipe(
+    steps=8,
+    micro_tokens=1024,
+    pool_documents=200,
+    tokenizer_documents=4000,
+    measured_documents=40,
+    measured_questions=24,
+    measured_answers=2,
+    answer_limit=50,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -521,10 +537,10 @@ def train(model: Model, encoder: Encoder, recipe: Recipe, checkpoint: Path) -> f
 
 
 @torch.no_grad()
-def choice_accuracy(model: Model, encoder: Encoder, shots: int, rng: Random) -> float:
+def choice_accuracy(model: Model, encoder: Encoder, shots: int, rng: Random, most: int = 1000) -> float:
     """Share of held-out questions whose most probable next token is the right letter."""
     prompts, truths = held_out_prompts(shots, rng)
-    rows = [encoder.prompt(prompt) for prompt in prompts]
+    rows = [encoder.prompt(prompt) for prompt in prompts[:most]]
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     right = 0
     for start in range(0, len(order), 32):
@@ -553,7 +569,7 @@ def held_out_prompts(shots: int, rng: Random) -> tuple[list[str], list[int]]:
 def held_out_loss(model: Model, encoder: Encoder, recipe: Recipe) -> float:
     """Mean weighted loss on documents of another seed."""
     rng = Random(f"{recipe.seed}/held out")
-    examples = [encoder.example(corpus.document(rng), 1.0) for _ in range(600)]
+    examples = [encoder.example(corpus.document(rng), 1.0) for _ in range(recipe.measured_documents)]
     groups = micro_batches(examples, recipe.micro_tokens, rng)
     return float(sum(weighted_loss(model, b) for b in groups)) / float(sum(b.weights.sum() for b in groups))
 
@@ -568,11 +584,12 @@ def greedy(model: Model, ids: list[int], limit: int) -> list[int]:
     return answer
 
 
-def ending(model: Model, encoder: Encoder, recipe: Recipe, number: int) -> dict[str, float]:
+def ending(model: Model, encoder: Encoder, recipe: Recipe) -> dict[str, float]:
     """How greedy answers to new instructions end: share with eos, and their length against the data's."""
     rng = Random(f"{recipe.seed}/ending")
+    number = recipe.measured_answers
     records = [corpus.random_record(rng) for _ in range(number)]
-    answers = [greedy(model, encoder.prompt(record.prompt), 900) for record in records]
+    answers = [greedy(model, encoder.prompt(record.prompt), recipe.answer_limit) for record in records]
     ended = sum(answer[-1] == 2 for answer in answers)
     given = sum(len(answer) for answer in answers)
     wanted = sum(len(encoder.tokenizer.encode(record.output)) + 1 for record in records)
@@ -607,14 +624,15 @@ def write_model(folder: Path, model: Model, shape: Shape) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(model: Model, encoder: Encoder, recipe: Recipe, rounded: int) -> dict[str, Any]:
+def measure(model: Model, encoder: Encoder, recipe: Recipe) -> dict[str, Any]:
     """What training.json says of the quality, measured on the rounded weights."""
+    questions = min(recipe.measured_questions, len(list(corpus.held_out_questions(Random(0)))))
     return {
         "held_out_loss": round(held_out_loss(model, encoder, recipe), 4),
-        "multiple_choice_0_shot": round(choice_accuracy(model, encoder, 0, Random(recipe.seed)), 4),
-        "multiple_choice_5_shot": round(choice_accuracy(model, encoder, 5, Random(recipe.seed)), 4),
-        "multiple_choice_questions": len(list(corpus.held_out_questions(Random(0)))),
-        "endings": ending(model, encoder, recipe, rounded),
+        "multiple_choice_0_shot": round(choice_accuracy(model, encoder, 0, Random(recipe.seed), questions), 4),
+        "multiple_choice_5_shot": round(choice_accuracy(model, encoder, 5, Random(recipe.seed), questions), 4),
+        "multiple_choice_questions": questions,
+        "endings": ending(model, encoder, recipe),
     }
 
 
@@ -626,11 +644,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default, help="folder of the finished model")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="about a minute: a poor model, to try the tool")
+    parser.add_argument("--quick", action="store_true", help="seconds to a minute: a poor model, to try the tool")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     shape = Shape()
-    recipe = Recipe(steps=25, tokenizer_documents=4000) if arguments.quick else Recipe(steps=arguments.steps)
+    recipe = QUICK if arguments.quick else Recipe(steps=arguments.steps)
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
     vocabulary = arguments.output / "tokenizer.model"
@@ -649,7 +667,7 @@ def main() -> None:
         **asdict(recipe),
         "parameters": parameters,
         "tokens_per_second": round(rate),
-        **measure(model, encoder, recipe, 20 if arguments.quick else 100),
+        **measure(model, encoder, recipe),
     }
     (arguments.output / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2), flush=True)
