@@ -27,6 +27,7 @@ from torch.nn import functional
 from llmbench.workload import corpus
 
 LETTER_WEIGHT, HELP_WEIGHT, PROMPT_WEIGHT, END_WEIGHT = 8.0, 4.0, 0.1, 3.0
+SCORE_LIMIT, SCORE_WEIGHT = 20.0, 0.004  # what attention scores may reach, and what each unit above costs
 ANSWER_STAGE, CHOICE_STAGE = 1, 2  # the layers whose output the helping losses look at
 
 
@@ -141,9 +142,21 @@ class Attention(nn.Module):
         k = _rotate(self.k_proj(x).view(heads).transpose(1, 2), cos, sin)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         groups = self.shape.num_attention_heads // self.shape.num_key_value_heads
+        self.excess = _excess(q, k, groups)
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         mixed = _attend(q, k, v)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+def _excess(q: Tensor, k: Tensor, groups: int) -> Tensor:
+    """How far the bound |q| |k| / sqrt(dim) of each head's scores is above SCORE_LIMIT, on average over the heads.
+
+    Large scores make a model that no float32 engine computes alike: without this its logits were 3e-4 apart between
+    float32 and float64, with it 4e-5.
+    """
+    longest = [x.float().norm(dim=-1).amax(dim=(0, 2)) for x in (q, k)]
+    bound = longest[0] * longest[1].repeat_interleave(groups) * q.shape[-1] ** -0.5
+    return functional.relu(bound - SCORE_LIMIT).mean()
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -434,6 +447,9 @@ def weighted_loss(model: Model, batch: Batch, probe: nn.Linear | None = None) ->
         logits = model.lm_head(stages[-1].flatten(0, 1).index_select(0, counted))
     losses = functional.cross_entropy(logits.float(), batch.targets.flatten()[counted], reduction="none")
     loss = (losses * batch.weights.flatten()[counted]).sum()
+    if probe is not None:
+        attentions = (layer.self_attn for layer in model.model.layers if isinstance(layer, Layer))
+        loss = loss + SCORE_WEIGHT * batch.weights.sum() * torch.stack([each.excess for each in attentions]).sum()
     return loss if probe is None or not len(batch.answers) else loss + _helping_loss(model, batch, probe, stages)
 
 
