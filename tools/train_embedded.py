@@ -56,7 +56,7 @@ class Recipe:
     """How it is trained."""
 
     seed: int = 20240
-    steps: int = 1400
+    steps: int = 1800
     micro_tokens: int = 2048
     micro_batches: int = 2
     pool_documents: int = 1024
