@@ -14,6 +14,8 @@ Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 
 _LOGIT = np.float32(10.0)  # of the token that is given; the others have 0
+_TABLE_SIZE = np.uint64(1 << 16)
+_SPREAD = np.uint64(0xD1342543DE82EF95)  # odd, so that different seeds have different places
 _FIRST_TEXT_ID = 259  # behind unk, bos, eos and the 256 bytes that a sentencepiece vocabulary begins with
 
 
@@ -26,6 +28,8 @@ class Stub:
     def __init__(self, model: Model, settings: EngineSettings) -> None:
         self._vocab_size = model.config.vocab_size
         self._step_time_s = settings.step_time_s
+        self._table = _table(model.config.vocab_size)
+        self._chosen = np.full(settings.max_batch, _LOGIT)
         longest = -(-model.config.max_positions // settings.block_size)
         num_blocks = settings.num_blocks or settings.max_batch * longest
         self._capacity = Capacity(
@@ -45,9 +49,10 @@ class Stub:
             raise ServingError(
                 f"a sequence of {batch.context_lens.max()} tokens; at most {self._capacity.max_model_len} fit"
             )
-        wants = batch.wants_token
-        tokens = _tokens(batch.sampling["seed"][wants], batch.context_lens[wants], self._vocab_size)
-        result = _result(tokens, wants, self._vocab_size if batch.want_logits else None)
+        tokens = self._tokens(batch.sampling["seed"], batch.context_lens)
+        logits = _one_hot(tokens[batch.wants_token], self._vocab_size) if batch.want_logits else None
+        tokens[~batch.wants_token] = -1
+        result = StepResult(token_ids=tokens, chosen_logits=self._chosen[: len(tokens)].copy(), logits=logits)
         if batch.score_prompts is not None:
             rows = np.flatnonzero(batch.score_prompts)
             result = msgspec.structs.replace(
@@ -62,7 +67,12 @@ class Stub:
         query_len, context_len = batch.query_lens[i], batch.context_lens[i]
         lengths = np.arange(context_len - query_len + 1, context_len + 1, dtype=np.int32)
         seeds = np.repeat(batch.sampling["seed"][i : i + 1], query_len)
-        return _one_hot(_tokens(seeds, lengths, self._vocab_size), self._vocab_size)
+        return _one_hot(self._tokens(seeds, lengths), self._vocab_size)
+
+    def _tokens(self, seeds: npt.NDArray[np.uint64], context_lens: Int32) -> Int32:
+        """int32 [m]: the table read from a place that the seed gives; few operations, since their cost is measured."""
+        tokens: Int32 = self._table[(seeds * _SPREAD + context_lens.astype(np.uint64)) % _TABLE_SIZE]
+        return tokens
 
     def close(self) -> None:
         """There is nothing to give back."""
@@ -73,25 +83,15 @@ def engine(model: Model, settings: EngineSettings) -> Stub:
     return Stub(model, settings)
 
 
-def _tokens(seeds: npt.NDArray[np.uint64], context_lens: Int32, vocab_size: int) -> Int32:
-    """int32 [m] ids of text, spread evenly by splitmix64 of seed and position."""
+def _table(vocab_size: int) -> Int32:
+    """int32 [65536] ids of text, spread evenly by splitmix64 of the place."""
     first = _FIRST_TEXT_ID if vocab_size > 2 * _FIRST_TEXT_ID else 3
-    mixed = seeds * np.uint64(0xD1342543DE82EF95) + context_lens.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = np.arange(_TABLE_SIZE, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    tokens: Int32 = (np.uint64(first) + mixed % np.uint64(vocab_size - first)).astype(np.int32)
-    return tokens
-
-
-def _result(tokens: Int32, wants: npt.NDArray[np.bool_], vocab_size: int | None) -> StepResult:
-    """The result of a step; with logits, one-hot rows float32 [m, vocab]."""
-    token_ids = np.full(len(wants), -1, np.int32)
-    token_ids[wants] = tokens
-    chosen = np.where(wants, _LOGIT, np.float32(0))
-    if vocab_size is None:
-        return StepResult(token_ids=token_ids, chosen_logits=chosen)
-    return StepResult(token_ids=token_ids, chosen_logits=chosen, logits=_one_hot(tokens, vocab_size))
+    table: Int32 = (np.uint64(first) + mixed % np.uint64(vocab_size - first)).astype(np.int32)
+    return table
 
 
 def _one_hot(tokens: Int32, vocab_size: int) -> Float32:

@@ -68,7 +68,9 @@ class Recorder:
 def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Recorder | None) -> frames.Done:
     """One step from the arena and back into it."""
     agent_start_ns = clock.now_ns()
-    batch = extras.wanted(arrays.batch(step.num_sequences, step.num_tokens), step.extras)
+    batch = arrays.batch(step.num_sequences, step.num_tokens)
+    if step.extras:
+        batch = extras.wanted(batch, step.extras)
     capture = False
     if recorder is not None:
         recorder.admit(step.admitted)

@@ -8,17 +8,22 @@ The server speaks first after the agent has said hello; every message of the ser
     agent   Done | Refused       server  Stop
 """
 
+import os
 import socket
 import struct
+from collections import deque
 from typing import TypeAlias
 
 import msgspec
 
+from llmbench import clock
 from llmbench.engines import Capacity, EngineSettings
 from llmbench.errors import AgentDied
 from llmbench.link.extras import Extra, Scored
 
 _LENGTH = struct.Struct("<I")
+_READ_BYTES = 64 << 10
+_AWAKE_NS = 200_000
 _LARGEST_BYTES = 64 << 20  # a longer frame is not ours
 
 
@@ -162,25 +167,32 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._assembler = Assembler()
+        self._arrived: deque[Frame] = deque()
 
     def send(self, frame: Frame) -> None:
         self._connection.sendall(encode(frame))
 
     def receive(self) -> Frame | None:
         """The next frame; None when the server has gone."""
-        head = self._exactly(_LENGTH.size)
-        body = head and self._exactly(body_length(head))
-        return decode(body) if body else None
+        while not self._arrived:
+            data = self._read()
+            if not data:
+                return None
+            self._arrived.extend(self._assembler.feed(data))
+        return self._arrived.popleft()
 
-    def _exactly(self, count: int) -> bytes:
-        """`count` bytes, or b"" when the connection ended before."""
-        parts = bytearray()
-        while len(parts) < count:
-            try:
-                part = self._connection.recv(count - len(parts))
-            except ConnectionError:
-                return b""
-            if not part:
-                return b""
-            parts += part
-        return bytes(parts)
+    def _read(self) -> bytes:
+        """What has come, b"" when the server has gone. Between two steps it does not sleep at once: to be woken
+        costs more than the step's frame is away, on a virtual machine above all.
+        """
+        deadline_ns = clock.now_ns() + _AWAKE_NS
+        try:
+            while clock.now_ns() < deadline_ns:
+                try:
+                    return self._connection.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    os.sched_yield()
+            return self._connection.recv(_READ_BYTES)
+        except ConnectionError:
+            return b""
