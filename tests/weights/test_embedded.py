@@ -101,7 +101,7 @@ def test_the_record_of_the_training_says_how_good_the_model_is() -> None:
 @pytest.mark.oracle
 @pytest.mark.timeout(900)
 def test_the_quick_mode_of_the_tool_makes_a_model_of_the_same_form(tmp_path: Path) -> None:
-    tool = [sys.executable, str(CHECKOUT / "tools" / "train_embedded.py"), "--quick"]
+    tool = [sys.executable, str(CHECKOUT / "tools" / "train_embedded.py"), "--quick", "--threads", "1"]
     subprocess.run(
         [*tool, "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")],
         check=True,
