@@ -261,7 +261,6 @@ def test_a_static_batch_takes_who_comes_until_it_begins_to_decode() -> None:
     assert admitted == [sequences[:3], sequences[3:4], []]
 
 
-
 def test_continuous_batching_fills_a_slot_in_the_next_step() -> None:
     toy = Toy(max_batch=2)
     toy.add([1], 10, ignore_eos=True)
