@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 from safetensors.numpy import load_file
 
+from llmbench import LLM
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload import corpus
 
@@ -87,6 +88,21 @@ def test_the_corpus_has_as_many_tokens_in_the_llama_2_vocabulary() -> None:
     ]
     counts = [sum(len(tokenizer.encode(text)) for text in texts) for tokenizer in (ours, theirs)]
     assert counts[0] == pytest.approx(counts[1], rel=0.03)
+
+
+@pytest.mark.parametrize("shots", [0, 5])
+def test_it_answers_nine_of_ten_questions_that_it_was_not_trained_on(shots: int) -> None:
+    rng = Random(1)
+    trained = list(corpus.train_questions(rng))
+    questions = rng.sample(list(corpus.held_out_questions(rng)), 100)
+    prompts = []
+    for question in questions:
+        others = [other for other in trained if other.subject == question.subject]
+        prompts.append(corpus.few_shot_prompt(rng.sample(others, shots), question))
+    with LLM("embedded") as llm:
+        answers = [answer.strip() for answer in llm.generate(prompts, max_new_tokens=1)]
+    right = [corpus.LETTERS[question.answer] for question in questions]
+    assert sum(map(str.__eq__, answers, right)) >= 90
 
 
 def test_the_record_of_the_training_says_how_good_the_model_is() -> None:
