@@ -15,6 +15,7 @@ from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError
 from llmbench.logits import contest
 from llmbench.report import files
+from llmbench.report.terminal import Terminal
 from llmbench.serving.launch import launched
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload import datasets
@@ -72,7 +73,7 @@ def compare_folders(base: Path, new: Path, json: Path | None) -> int:
     comparison = comparing.compare(contest.read_dump(base), contest.read_dump(new))
     if json is not None:
         files.write_json(json, {"verdict": comparison.verdict, **msgspec.to_builtins(comparison)})
-    show(Console(), comparison, base, new)
+    show(Terminal(), comparison, base, new)
     return _EXIT[comparison.verdict]
 
 

@@ -14,6 +14,7 @@ from llmbench import protocols
 from llmbench.errors import InvalidMeasurement
 from llmbench.loadgen.client import Timeouts, locate
 from llmbench.loadgen.run import run
+from llmbench.report.terminal import Terminal
 from llmbench.serving.launch import launched
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.types import Sampling
@@ -70,7 +71,7 @@ def main(load: Load, stack: Stack, json: bool) -> None:
     if json:
         print(msgspec.json.format(msgspec.json.encode(levels), indent=2).decode())
     else:
-        show(Console(), levels, load)
+        show(Terminal(), levels, load)
 
 
 def measure(name: str, requests: Plan, load: Load, stack: Stack) -> Level:

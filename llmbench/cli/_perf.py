@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from llmbench import protocols
 from llmbench.cli import _plan
 from llmbench.errors import InputError, ServingError
@@ -18,6 +16,7 @@ from llmbench.metrics import checks as validity
 from llmbench.metrics.summary import Summary, summarise
 from llmbench.report import console as screen
 from llmbench.report import contest, files
+from llmbench.report.terminal import Terminal
 from llmbench.serving.launch import launched
 from llmbench.workload import plan as plans
 
@@ -160,7 +159,7 @@ def _show(
     if quiet:
         print(screen.verdict(outcomes))
     else:
-        screen.show(Console(), numbers, outcomes)
+        screen.show(Terminal(), numbers, outcomes)
         print(f"files: {folder}")
     print(last)
 
