@@ -31,6 +31,8 @@ def total_s(config: str, plan: Plan, flags: list[str]) -> float:
     with launched([str(CONFIGS / config), *flags]) as server, tempfile.TemporaryDirectory() as scratch:
         journal = Path(scratch) / "journal.jsonl"
         outcome = run(plan, locate(server.url), protocols.get("contest"), timeouts, journal, progress=overwrite)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
     lost = [record for record in outcome.records if record.status != "answered"]
     assert not lost, f"{len(lost)} requests were not answered, the first: {lost[0].reason}"
     start_ns = min(record.sent_ns or 0 for record in outcome.records)
