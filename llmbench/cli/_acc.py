@@ -16,7 +16,7 @@ from llmbench.errors import InputError
 from llmbench.logits import contest
 from llmbench.report import files
 from llmbench.report.terminal import Terminal
-from llmbench.serving.launch import launched
+from llmbench.serving.launch import flags, launched
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload import datasets
 
@@ -93,9 +93,8 @@ def show(console: Console, comparison: comparing.Comparison, base: Path, new: Pa
             f"{comparison.num_tokens_differ} rows choose another token"
         )
     if comparison.batch_sizes is not None:
-        console.print(
-            "new rows were computed in batches of {} to {}, median {}".format(*_low_high_median(comparison.batch_sizes))
-        )
+        smallest, median, largest = comparison.batch_sizes
+        console.print(f"new rows were computed in batches of {smallest} to {largest}, median {median}")
     if comparison.worst is not None:
         console.print(Text(f"worst: {comparing.explain(comparison.worst)}"), soft_wrap=True)
     for finding in comparison.findings[:_SHOWN]:
@@ -106,26 +105,21 @@ def show(console: Console, comparison: comparing.Comparison, base: Path, new: Pa
         console.print(f"  and {len(comparison.findings) - _SHOWN} more; all of them with --json FILE")
 
 
-def _low_high_median(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    return sizes[0], sizes[2], sizes[1]
-
-
 def _capture(folder: Path, load: Load, stack: Stack, every: int, journal: Path) -> None:
     """Launch a stack that captures into a folder, send it the requests."""
     dataset = datasets.load(load.dataset)
     _say(f"dataset: {dataset.path}{'' if dataset.real else ', a stand-in'}")
     tokenizer = Tokenizer.from_file(stack.tokenizer or embedded_path())
     plan = replay.plan(dataset.samples, dataset.name, load.num_requests, tokenizer)
-    given: dict[str, str | None] = {
+    given = {
         "--model": stack.model,
         "--engine": stack.engine,
         # a model that brings a tokenizer keeps its own
-        "--tokenizer": str(stack.tokenizer.absolute()) if stack.tokenizer else None,
-        "--capture": str(folder.absolute()),
-        "--capture-every": str(every),
+        "--tokenizer": stack.tokenizer and stack.tokenizer.absolute(),
+        "--capture": folder.absolute(),
+        "--capture-every": every,
     }
-    flags = [word for flag, value in given.items() if value is not None for word in (flag, value)]
-    with launched([*flags, *([str(stack.config)] if stack.config else [])]) as server:
+    with launched([*flags(given), *([str(stack.config)] if stack.config else [])]) as server:
         _say(
             f"stack: {server.url}; {load.num_requests} requests, {load.concurrency} at once; "
             f"rows whose index divides by {every}"

@@ -15,7 +15,7 @@ from llmbench.errors import InvalidMeasurement
 from llmbench.loadgen.client import Timeouts, locate
 from llmbench.loadgen.run import run
 from llmbench.report.terminal import Terminal
-from llmbench.serving.launch import launched
+from llmbench.serving.launch import flags, launched
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.types import Sampling
 from llmbench.workload.arrivals.burst import Arrival
@@ -49,7 +49,7 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out at a level. `stages_s` are seconds of the server's step loop, empty where there is none."""
+    """What came out at a level. `stages_ms` is empty where no step loop runs."""
 
     level: str
     what: str
@@ -79,14 +79,13 @@ def measure(name: str, requests: Plan, load: Load, stack: Stack) -> Level:
     given = {
         "--model": stack.model,
         "--engine": stack.engine,
-        "--tokenizer": str(stack.tokenizer.absolute()) if stack.tokenizer else None,
-        "--max-batch": str(load.concurrency),
+        "--tokenizer": stack.tokenizer and stack.tokenizer.absolute(),
+        "--max-batch": load.concurrency,
         "--stub": name,
-        "--step-time": str(stack.step_time_s),
+        "--step-time": stack.step_time_s,
     }
-    flags = [word for flag, value in given.items() if value is not None for word in (flag, value)]
     dialect = protocols.get("openai_completions")  # the contest's cannot ask a real model to go on behind eos
-    with launched(flags) as server, tempfile.TemporaryDirectory() as scratch:
+    with launched(flags(given)) as server, tempfile.TemporaryDirectory() as scratch:
         target = locate(server.url)
         warm_up = msgspec.structs.replace(requests, requests=requests.requests[: load.concurrency])
         run(warm_up, target, dialect, Timeouts(), Path(scratch) / "warm-up.jsonl", load.concurrency)
@@ -146,16 +145,19 @@ def step_parts(stages_ms: dict[str, float]) -> dict[str, float]:
 
 
 def plan(load: Load) -> Plan:
+    """One prompt for everybody, every answer as long as asked."""
     tokenizer = Tokenizer.from_file(embedded_path())
     sample = Sample(prompt="Name three colors", output="", index=0)
     settings = PlanSettings(dataset="one prompt", num_samples=1, arrivals="burst", qps=0.0, rate=None, seed=0)
-    made = make_plan([sample], Arrival(), load.num_requests, settings, tokenizer, load.max_new_tokens)
-    sampling = Sampling(ignore_eos=True)
-    requests = (
-        msgspec.structs.replace(each, request=msgspec.structs.replace(each.request, sampling=sampling))
-        for each in made.requests
+    return make_plan(
+        [sample],
+        Arrival(),
+        load.num_requests,
+        settings,
+        tokenizer,
+        load.max_new_tokens,
+        sampling=Sampling(ignore_eos=True),
     )
-    return msgspec.structs.replace(made, requests=tuple(requests))
 
 
 def _stages(url: str) -> dict[str, float]:

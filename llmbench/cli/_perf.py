@@ -17,7 +17,7 @@ from llmbench.metrics.summary import Summary, summarise
 from llmbench.report import console as screen
 from llmbench.report import contest, files
 from llmbench.report.terminal import Terminal
-from llmbench.serving.launch import launched
+from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
 
 _INVALID, _INTERRUPTED = 3, 130
@@ -116,8 +116,7 @@ def _serve_arguments(settings: Settings, say: Say) -> list[str]:
         say("the server keeps the tokenizer of its model; --tokenizer only counts the tokens to ask for")
     if settings.config is None:
         given["--threads"] = str(max(1, (os.cpu_count() or 1) - 1))  # a core is left to the client
-    flags = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
-    return [*flags, *([str(settings.config)] if settings.config else [])]
+    return [*flags(given), *([str(settings.config)] if settings.config else [])]
 
 
 def _write(

@@ -24,7 +24,7 @@ from llmbench.logits import contest
 from llmbench.weights.model import open_model
 
 TOKEN_VARIABLE = "LLMBENCH_AGENT_TOKEN"
-_HOLLOW_TOKEN_ID = 300  # behind the bytes that a sentencepiece vocabulary begins with: it has text
+HOLLOW_TOKEN_ID = 300  # behind the bytes that a sentencepiece vocabulary begins with: it has text
 _log = logging.getLogger(__name__)
 
 
@@ -92,7 +92,7 @@ def run_hollow_step(arrays: StepArrays, step: frames.Step, step_time_s: float) -
     if step_time_s:
         time.sleep(step_time_s)
     n = step.num_sequences
-    arrays.out_token_ids[:n] = np.where(arrays.wants_token[:n], _HOLLOW_TOKEN_ID, -1)
+    arrays.out_token_ids[:n] = np.where(arrays.wants_token[:n], HOLLOW_TOKEN_ID, -1)
     arrays.out_logits[:n] = 0
     return frames.Done(engine_ns=0)
 

@@ -154,7 +154,8 @@ class Frontend:
             ticket.put(delta)
             if delta.finish_reason is not None:
                 self._forget(emission.sequence)
-                self._scheduler.cancel(emission.sequence)  # does nothing unless a stop text ended it
+                if emission.finish_reason is None:  # a stop text ended it, of which the scheduler knows nothing
+                    self._scheduler.cancel(emission.sequence)
                 self._finished(delta.finish_reason, ticket, now_ns)
 
     def admitted(self, sequences: list[Sequence]) -> None:

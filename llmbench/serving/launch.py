@@ -4,7 +4,7 @@ import contextlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -19,6 +19,11 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str
     pid: int
+
+
+def flags(given: Mapping[str, object]) -> list[str]:
+    """`--flag value` for each setting that was given; None stands for "not given"."""
+    return [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
 
 
 @contextlib.contextmanager

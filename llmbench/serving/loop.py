@@ -43,7 +43,6 @@ class StepLoop:
         self.agent = agent
         self.agent.watch(wake.set)
         self.ready = True
-        self.num_restarts = 0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -124,7 +123,6 @@ class StepLoop:
                 self._frontend.fail_all(AgentDied(f"the agent does not start: {again}"))
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
-        self.num_restarts += 1
         self.ready = True
         _log.warning("agent %d is ready", self.agent.pid)
 

@@ -12,14 +12,13 @@ from typing import Literal
 
 from llmbench.errors import AgentDied, LlmbenchError
 from llmbench.link import frames
+from llmbench.link.agent import HOLLOW_TOKEN_ID
 from llmbench.link.arena import Dimensions, Row, StepArrays
 from llmbench.link.extras import Extra, Scored
 from llmbench.serving.frontend import Mailbox
 from llmbench.types import Delta, Request
 
 Level = Literal["none", "model", "agent", "link", "http"]
-
-TOKEN_ID = 300  # behind unk, bos, eos and the bytes that a sentencepiece vocabulary begins with: it has text
 
 
 class LinkStub:
@@ -48,7 +47,7 @@ class LinkStub:
     async def finish(self, num_sequences: int) -> tuple[list[int], list[float], list[Scored]]:
         """The same token for everybody, when the declared time has passed."""
         await asyncio.sleep(self._step_time_s)
-        return [TOKEN_ID if wanted else -1 for wanted in self._wanted], [0.0] * num_sequences, []
+        return [HOLLOW_TOKEN_ID if wanted else -1 for wanted in self._wanted], [0.0] * num_sequences, []
 
     async def close(self) -> None:
         """There is nothing to end."""
@@ -99,7 +98,7 @@ class FrontendStub:
                     index,
                     Delta(
                         text=" the",
-                        token_ids=(TOKEN_ID,),
+                        token_ids=(HOLLOW_TOKEN_ID,),
                         logits=(0.0,),
                         num_tokens=1,
                         finish_reason="length" if last else None,
