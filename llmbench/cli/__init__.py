@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, data, layers, perf, plan, serve
+from llmbench.cli import acc, data, layers, perf, plan, report, serve
 from llmbench.errors import LlmbenchError
 
 INTERRUPTED = 130
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("perf")(perf.perf)
+app.command("report")(report.report)
 app.command("layers")(layers.layers)
 app.add_typer(acc.app, name="acc")
 app.add_typer(plan.app, name="plan")

@@ -2,25 +2,21 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llmbench import protocols
-from llmbench.cli import _plan
+from llmbench.cli import _plan, _results
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
 from llmbench.loadgen.client import Target, Timeouts, locate
-from llmbench.loadgen.run import Outcome, run
-from llmbench.metrics import checks as validity
-from llmbench.metrics.summary import Summary, summarise
-from llmbench.report import console as screen
-from llmbench.report import contest, files
-from llmbench.report.terminal import Terminal
+from llmbench.loadgen.run import run
+from llmbench.report import files
 from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
 
-_INVALID, _INTERRUPTED = 3, 130
+_INTERRUPTED = 130
 
 
 class Settings(_plan.Wanted, frozen=True, kw_only=True):
@@ -32,6 +28,7 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True):
     data_shape: str | None
     concurrency: int | None
     timeout_s: float
+    allow: list[str]
     plan: Path | None
     model: str | None
     engine: str | None
@@ -47,24 +44,20 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
     """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
     say = _sayer(quiet)
     plan = _sealed(settings, say)
-    declared = _plan.declaration(plan)
     dialect = _dialect(settings, plan)
     if settings.out_dir is not None:
         files.make_folder(settings.out_dir, "--out-dir")
     with _target(settings, say) as target:
         folder = files.new_folder(settings.results, settings.name)
-        plans.save(plan, folder / "plan.jsonl.gz")
+        plans.save(plan, folder / _results.PLAN)
         files.write_json(folder / "config.json", settings)
         files.write_json(folder / "environment.json", files.environment())
         timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
         progress = None if quiet or not sys.stderr.isatty() else overwrite
         outcome = run(plan, target, dialect, timeouts, folder / "journal.jsonl", settings.concurrency, progress)
-    numbers, outcomes = summarise(outcome.records), validity.check(outcome.records, declared)
-    last = _write(settings, plan, outcome, folder, numbers, outcomes)
-    _show(folder, numbers, outcomes, last, json, quiet)
-    if outcome.interrupted:
-        return _INTERRUPTED
-    return 0 if validity.valid(outcomes) else _INVALID
+    results = _results.read(folder, settings.allow)
+    _results.show(results, _results.write(results, settings.out_dir), json, quiet)
+    return _INTERRUPTED if outcome.interrupted else results.exit_code
 
 
 def _sealed(settings: Settings, say: Say) -> plans.Plan:
@@ -117,50 +110,6 @@ def _serve_arguments(settings: Settings, say: Say) -> list[str]:
     if settings.config is None:
         given["--threads"] = str(max(1, (os.cpu_count() or 1) - 1))  # a core is left to the client
     return [*flags(given), *([str(settings.config)] if settings.config else [])]
-
-
-def _write(
-    settings: Settings,
-    plan: plans.Plan,
-    outcome: Outcome,
-    folder: Path,
-    numbers: Summary,
-    outcomes: Sequence[validity.Check],
-) -> str:
-    """The folder's files; the contest's result file in `--out-dir` as well. The last line of the contest's log."""
-    files.summary(folder, numbers, outcomes)
-    files.records(folder, outcome.records)
-    about = contest.Run(
-        qps=plan.settings.qps,
-        interval_s=round(1 / plan.settings.qps, 2),
-        num_samples=plan.settings.num_samples,
-        prompts=[str(planned.request.prompt) for planned in plan.requests],
-        start_ns=outcome.header.start_ns,
-        start_wall_s=outcome.header.start_wall_s,
-    )
-    log = contest.log(folder, about, outcome.records)
-    contest.result(folder, about, outcome.records)
-    if settings.out_dir is not None:
-        contest.result(settings.out_dir, about, outcome.records)
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
-
-
-def _show(
-    folder: Path, numbers: Summary, outcomes: Sequence[validity.Check], last: str, json: bool, quiet: bool
-) -> None:
-    """The screen, the same in `report.txt`, and the contest's last line."""
-    report = screen.text(numbers, outcomes)
-    files.write(folder / "report.txt", report.encode())
-    if json:
-        print((folder / "summary.json").read_text(encoding="utf-8"), end="")
-        print(last, file=sys.stderr)
-        return
-    if quiet:
-        print(screen.verdict(outcomes))
-    else:
-        screen.show(Terminal(), numbers, outcomes)
-        print(f"files: {folder}")
-    print(last)
 
 
 def _sayer(quiet: bool) -> Say:

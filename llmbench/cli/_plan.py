@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def inspect(path: Path, tokenizer: Tokenizer) -> Inspection:
         declared_dispersion=None if gaps is None else _process(plan).dispersion,
         planned=[] if gaps is None else tests.examine(gaps, tests.mean_rate(gaps, due)),
         regenerated=_regenerated(plan, due) if gaps is None else None,
-        sent=_sent(plan, declared, path / "journal.jsonl") if declared and path.is_dir() else [],
+        sent=_sent(plan, declared, path) if declared and path.is_dir() else [],
     )
 
 
@@ -226,16 +226,15 @@ def _dispersions(due: tests.Floats) -> dict[str, float]:
     return {width: tests.dispersion(found) for width, found in counts.items() if len(found) > 1 and found.any()}
 
 
-def _sent(plan: plans.Plan, declared: tests.Declaration, path: Path) -> list[tests.Finding]:
-    """The tests of a run's sent instants; none when its journal is not there, or requests waited for slots."""
-    if not path.is_file():
+def _sent(plan: plans.Plan, declared: tests.Declaration, folder: Path) -> list[tests.Finding]:
+    """The tests of a run's sent instants; none when it has no journal, or requests waited for slots."""
+    if not any(folder.glob("journal*.jsonl")):
         return []
-    header, records = journal.read(path)
-    if any(record.released_ns is not None and record.released_ns > record.due_ns for record in records):
+    trail = journal.read_run(folder, plan)
+    if any(record.released_ns is not None and record.released_ns > record.due_ns for record in trail.records):
         return []
-    sent: Mapping[int, float] = {
-        record.index: (record.sent_ns - header.start_ns) / 1e9 for record in records if record.sent_ns is not None
-    }
+    start_ns = trail.header.start_ns
+    sent = {record.index: (record.sent_ns - start_ns) / 1e9 for record in trail.records if record.sent_ns is not None}
     return tests.examine_sent(declared, sent)
 
 

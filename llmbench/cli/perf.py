@@ -14,6 +14,7 @@ from llmbench.cli.plan import (
     ShuffleOption,
     TemperatureOption,
 )
+from llmbench.cli.report import AllowOption
 
 
 class Task(str, Enum):
@@ -52,6 +53,7 @@ def perf(
     ignore_eos: IgnoreEosOption = False,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to ask for, of every request.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that one request may take.")] = 1800.0,
+    allow: AllowOption = None,
     plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the launched stack.")] = None,
     engine: Annotated[str | None, typer.Option(help="Engine of the launched stack.")] = None,
@@ -61,7 +63,10 @@ def perf(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False,
 ) -> None:
-    """Measure a serving stack under load. Exit status 0: the run is valid, 3: it is not, 130: it was interrupted."""
+    """Measure a serving stack under load. Exit status 0: the run is valid, 3: it is not, 4: it cannot be told,
+
+    130: it was interrupted.
+    """
     from llmbench.cli import _perf
 
     if task is not None and dataset is not None:
@@ -89,6 +94,7 @@ def perf(
         ignore_eos=ignore_eos,
         max_new_tokens=max_new_tokens,
         timeout_s=timeout,
+        allow=allow or [],
         plan=plan,
         model=model,
         engine=engine,

@@ -1,20 +1,28 @@
-"""The journal of a run: JSON lines, appended as requests end, readable after any kind of death."""
+"""The journals of a run: JSON lines, appended as requests end, readable after any kind of death.
+
+Every measuring process writes one of its own; a run that is resumed goes on in new ones.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import msgspec
 
+from llmbench.clock import seconds
 from llmbench.errors import InputError, InvalidMeasurement
-from llmbench.loadgen.record import Record
-from llmbench.workload.plan import PlannedRequest
+from llmbench.loadgen.record import Line, Record, Sample, Scrape
+from llmbench.workload.plan import Plan, PlannedRequest
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """First line: which plan was sent where, and what instant on the monotonic clock its second 0 is."""
+    """First line: which plan was sent where, and what instant on the monotonic clock its second 0 is.
 
-    kind: str = "llmbench journal 1"
+    `attempt` counts how often the run was begun: 1, and one more for each time it was resumed.
+    """
+
+    kind: Literal["llmbench journal 2"] = "llmbench journal 2"
     plan_sha256: str
     num_requests: int
     url: str
@@ -22,6 +30,35 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     start_ns: int
     start_wall_s: float
     """The same instant in seconds since the epoch."""
+    attempt: int = 1
+    worker: int = 0
+    num_workers: int = 1
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """What one journal holds, in the order in which it was written."""
+
+    header: Header
+    records: list[Record]
+    samples: list[Sample]
+    scrapes: list[Scrape]
+
+
+class Trail(msgspec.Struct, frozen=True, kw_only=True):
+    """What all journals of a run hold together: one record for every planned request, all on one time axis.
+
+    An attempt after the first is moved so that its second 0 is that of the first: the pause between them is not there.
+    `seams_s` are the seconds of the plan at which a run was taken up again.
+    """
+
+    header: Header
+    """Of the first attempt."""
+    records: list[Record]
+    """In the order in which the requests ended; those that a killed run left without a record are unfinished."""
+    samples: list[list[Sample]]
+    """Of each measuring process."""
+    scrapes: list[Scrape]
+    seams_s: list[float]
 
 
 class Journal:
@@ -36,9 +73,9 @@ class Journal:
         self._encoder = msgspec.json.Encoder()
         self._write(header)
 
-    def append(self, record: Record) -> None:
-        """One line for one final record."""
-        self._write(record)
+    def append(self, line: Line) -> None:
+        """One line for one final record, or for one observation."""
+        self._write(line)
 
     def __enter__(self) -> "Journal":
         return self
@@ -55,23 +92,56 @@ class Journal:
             raise InvalidMeasurement(f"{self._path}: cannot keep the records ({error.strerror})") from error
 
 
-def read(path: Path) -> tuple[Header, list[Record]]:
-    """What a journal holds, in the order the requests ended; a torn last line is left out. Raises InputError."""
+def name(attempt: int, worker: int) -> str:
+    """The file of one measuring process in the folder of a run."""
+    return "journal.jsonl" if (attempt, worker) == (1, 0) else f"journal-{attempt}-{worker}.jsonl"
+
+
+def read(path: Path) -> Segment:
+    """What a journal holds; a torn last line is left out. Raises InputError."""
     try:
         first, *lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot read the journal ({error.strerror})") from error
     lines.pop() if lines else None  # what stands behind the last newline is empty, or torn
-    decoder = msgspec.json.Decoder(Record)
+    decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
     number = 1
     try:
         header = msgspec.json.decode(first, type=Header)
-        records = []
+        found: list[Line] = []
         for number, line in enumerate(lines, 2):  # noqa: B007 (named in the error)
-            records.append(decoder.decode(line))
+            found.append(decoder.decode(line))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: line {number} is not one of a journal ({error})") from error
-    return header, records
+    return Segment(
+        header=header,
+        records=[line for line in found if isinstance(line, Record)],
+        samples=[line for line in found if isinstance(line, Sample)],
+        scrapes=[line for line in found if isinstance(line, Scrape)],
+    )
+
+
+def read_run(folder: Path, plan: Plan) -> Trail:
+    """All journals in the folder of a run of this plan. Raises InputError when there is none, or of another plan."""
+    paths = [path for path in folder.glob("journal*.jsonl") if b"\n" in path.read_bytes()]  # others were just begun
+    segments = [read(path) for path in paths]
+    segments.sort(key=lambda segment: (segment.header.attempt, segment.header.worker))
+    if not segments:
+        raise InputError(f"{folder}: no journal with a whole line is here; name the folder of a run that was begun")
+    first = segments[0].header
+    wrong = next((segment.header for segment in segments if segment.header.plan_sha256 != plan.sha256), None)
+    if wrong is not None:
+        raise InputError(f"{folder}: a journal is of plan {wrong.plan_sha256[:12]}, not of {plan.sha256[:12]}")
+    moved = [_moved(segment, first.start_ns - segment.header.start_ns) for segment in segments]
+    records = {record.index: record for segment in moved for record in segment.records}
+    ended = sorted(records.values(), key=lambda record: record.done_ns or record.due_ns)
+    return Trail(
+        header=first,
+        records=complete(first, ended, plan.requests),
+        samples=[segment.samples for segment in moved if segment.samples],
+        scrapes=[scrape for segment in moved for scrape in segment.scrapes],
+        seams_s=_seams_s(moved),
+    )
 
 
 def complete(header: Header, records: Sequence[Record], requests: Sequence[PlannedRequest]) -> list[Record]:
@@ -90,3 +160,32 @@ def complete(header: Header, records: Sequence[Record], requests: Sequence[Plann
         if planned.index not in seen
     ]
     return [*records, *missing]
+
+
+def _moved(segment: Segment, by_ns: int) -> Segment:
+    """The segment with all its instants later by so much."""
+    if not by_ns:
+        return segment
+    return msgspec.structs.replace(
+        segment,
+        header=msgspec.structs.replace(segment.header, start_ns=segment.header.start_ns + by_ns),
+        records=[_record_moved(record, by_ns) for record in segment.records],
+        samples=[msgspec.structs.replace(sample, at_ns=sample.at_ns + by_ns) for sample in segment.samples],
+        scrapes=[msgspec.structs.replace(scrape, at_ns=scrape.at_ns + by_ns) for scrape in segment.scrapes],
+    )
+
+
+def _record_moved(record: Record, by_ns: int) -> Record:
+    instants = ("due_ns", "released_ns", "sent_ns", "connected_ns", "first_byte_ns", "done_ns")
+    moved = {name: None if (at := getattr(record, name)) is None else at + by_ns for name in instants}
+    return msgspec.structs.replace(record, stamps_ns=[stamp + by_ns for stamp in record.stamps_ns], **moved)
+
+
+def _seams_s(segments: Sequence[Segment]) -> list[float]:
+    """Where each attempt after the first begins: its earliest due instant, in seconds of the plan."""
+    earliest: dict[int, int] = {}
+    for segment in segments:
+        due = [record.due_ns for record in segment.records]
+        if segment.header.attempt > 1 and due:
+            earliest[segment.header.attempt] = min(earliest.get(segment.header.attempt, min(due)), min(due))
+    return [seconds(segments[0].header.start_ns, at_ns) for at_ns in sorted(earliest.values())]

@@ -1,4 +1,4 @@
-"""What one request leaves behind: its instants on one monotonic clock, and what came of it."""
+"""What a run leaves behind: of each request its instants and what came of it, and samples of the client itself."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from llmbench.types import FinishReason
 Status = Literal["answered", "failed", "unfinished"]
 
 
-class Record(msgspec.Struct, kw_only=True):
+class Record(msgspec.Struct, kw_only=True, tag="request", tag_field="kind"):
     """One request of a run. Instants are `clock.now_ns`; None where it never came to that.
 
     due        when the plan wanted it sent
@@ -41,3 +41,25 @@ class Record(msgspec.Struct, kw_only=True):
     http_status: int = 0
     token_ids: list[int] = []
     text: str = ""
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample", tag_field="kind"):
+    """What the measuring process itself did since the sample before it, `span_s` ago."""
+
+    at_ns: int
+    span_s: float
+    cpu_s: float
+    """CPU time, user and system."""
+    lag_s: float
+    """The longest time in which its event loop came to nothing."""
+    rss_bytes: int
+
+
+class Scrape(msgspec.Struct, frozen=True, kw_only=True, tag="scrape", tag_field="kind"):
+    """The server's own counters at an instant, by Prometheus name; those with labels summed over them."""
+
+    at_ns: int
+    values: dict[str, float]
+
+
+Line = Record | Sample | Scrape

@@ -10,16 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from llmbench.metrics import per_request, per_run
-from llmbench.metrics.checks import Check, valid
+from llmbench.metrics.checks import Check, verdict
 from llmbench.metrics.summary import Distribution, Summary
 
 _ITL = "ITL"
+_MARKS = {
+    "ok": ("ok    ", "green"),
+    "failed": ("FAILED", "bold red"),
+    "inconclusive": ("UNSURE", "bold yellow"),
+    "not applicable": ("-     ", "dim"),
+}
 
 
 def show(console: Console, numbers: Summary, checks: Sequence[Check]) -> None:
     """Print the summary of one run."""
     say = partial(console.print, soft_wrap=True)  # a line that is cut cannot be searched for
-    say(Text(verdict(checks), style="bold green" if valid(checks) else "bold red"))
+    word = verdict(checks)
+    say(Text(word, style={"VALID": "bold green", "INVALID": "bold red", "INCONCLUSIVE": "bold yellow"}[word]))
     for outcome in checks:
         say(_check(outcome))
     say(_counts(numbers))
@@ -38,20 +45,16 @@ def text(numbers: Summary, checks: Sequence[Check]) -> str:
     return lines.getvalue()
 
 
-def verdict(checks: Sequence[Check]) -> str:
-    """VALID or INVALID."""
-    return "VALID" if valid(checks) else "INVALID"
-
-
 def _check(outcome: Check) -> Text:
     """`ok  own lateness, p99: 0.31 ms (limit 2.00 ms)`, with the way out where it failed."""
-    mark = {"ok": "ok    ", "failed": "FAILED", "not applicable": "-     "}[outcome.verdict]
-    style = {"ok": "green", "failed": "bold red", "not applicable": "dim"}[outcome.verdict]
+    mark, style = _MARKS[outcome.verdict]
     line = Text.assemble("  ", (mark, style), f"  {outcome.name}")
     if outcome.verdict == "not applicable":
         return line.append(": not applicable here")
     line.append(f": {_quantity(outcome.value, outcome.unit)} (limit {_quantity(outcome.limit, outcome.unit)})")
-    return line.append(f" -> {outcome.remedy}") if outcome.verdict == "failed" else line
+    if outcome.verdict != "ok":
+        line.append(f" -> {outcome.remedy}" if not outcome.allowed else f" (allowed by --allow {outcome.id})")
+    return line
 
 
 def _counts(numbers: Summary) -> Text:

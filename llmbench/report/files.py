@@ -17,7 +17,7 @@ from llmbench import __version__
 from llmbench.clock import seconds, stamp
 from llmbench.errors import InputError
 from llmbench.metrics import Trace, per_request
-from llmbench.metrics.checks import Check, valid
+from llmbench.metrics.checks import Check, verdict
 from llmbench.metrics.summary import Summary
 
 _PACKAGES = ("uvloop", "msgspec", "numpy", "sentencepiece", "mindspore", "mindformers", "torch")
@@ -57,8 +57,7 @@ def write(path: Path, data: bytes) -> None:
 
 def summary(folder: Path, numbers: Summary, checks: Sequence[Check]) -> None:
     """`summary.json`: the verdict first, then the checks, then the numbers."""
-    verdict = "VALID" if valid(checks) else "INVALID"
-    write_json(folder / "summary.json", {"verdict": verdict, "checks": list(checks), "summary": numbers})
+    write_json(folder / "summary.json", {"verdict": verdict(checks), "checks": list(checks), "summary": numbers})
 
 
 def records(folder: Path, traces: Sequence[Trace]) -> None:

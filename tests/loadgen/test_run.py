@@ -55,7 +55,8 @@ def test_a_run_answers_every_request_of_its_plan(serve: Serve, tmp_path: Path, c
     assert not outcome.interrupted
     assert sorted(record.index for record in outcome.records) == list(range(20))
     assert {record.status for record in outcome.records} == {"answered"}
-    assert read(tmp_path / "journal.jsonl") == (outcome.header, outcome.records)
+    found = read(tmp_path / "journal.jsonl")
+    assert (found.header, found.records) == (outcome.header, outcome.records)
     assert outcome.header.plan_sha256 == plan.sha256
     assert seen[-1] == 20
 
@@ -87,7 +88,8 @@ def test_a_killed_run_keeps_the_record_of_every_request_that_ended(serve: Serve,
         assert script.reached.wait(60)
         _until_records(tmp_path / "journal.jsonl", 5)
         process.kill()
-    header, records = read(tmp_path / "journal.jsonl")
+    found = read(tmp_path / "journal.jsonl")
+    header, records = found.header, found.records
     assert sorted(record.index for record in records) == [0, 1, 2, 3, 4]
     whole = complete(header, records, plan.requests)
     assert [record.status for record in whole] == ["answered"] * 5 + ["unfinished"] * 3
@@ -104,7 +106,7 @@ def test_an_interrupted_run_ends_in_order_with_a_record_for_every_request(
         _until_records(tmp_path / "journal.jsonl", 3)  # the one that is not sent is written at once
         process.send_signal(number)
         assert process.wait(60) == 0
-    _, records = read(tmp_path / "journal.jsonl")
+    records = read(tmp_path / "journal.jsonl").records
     assert sorted(record.index for record in records) == [0, 1, 2, 3]
     assert sorted(record.status for record in records) == ["answered", "answered", "unfinished", "unfinished"]
 
@@ -112,5 +114,5 @@ def test_an_interrupted_run_ends_in_order_with_a_record_for_every_request(
 def _until_records(path: Path, number: int) -> None:
     """Wait until a journal holds so many records; pytest's time-out ends what never comes."""
     waiting = threading.Event()
-    while len(read(path)[1]) < number:
+    while len(read(path).records) < number:
         waiting.wait(0.01)

@@ -142,23 +142,23 @@ def test_the_lateness_of_a_good_client_is_not_held_against_it(rate: float) -> No
 
 def test_the_check_passes_a_clean_run_and_fails_workers_in_step() -> None:
     due = poisson()
-    good = checks.arrivals_as_declared(traces(due + 0.0003, due), declared(due))
+    good = checks.arrivals_as_declared(checks.Evidence(traces=traces(due + 0.0003, due), declared=declared(due)))
     assert good.verdict == "ok"
     assert good.value is not None
     assert good.value < 1
-    bad = checks.arrivals_as_declared(traces(in_step(10), due), declared(due))
+    bad = checks.arrivals_as_declared(checks.Evidence(traces=traces(in_step(10), due), declared=declared(due)))
     assert bad.verdict == "failed"
     assert "index of dispersion, 1 s" in bad.remedy or "KS" in bad.remedy
 
 
 def test_the_check_does_not_apply_to_few_requests_to_slots_or_to_processes_without_chance() -> None:
     due = poisson()
-    few = checks.arrivals_as_declared(traces(due[:40], due[:40]), declared(due))
+    few = checks.arrivals_as_declared(checks.Evidence(traces=traces(due[:40], due[:40]), declared=declared(due)))
     held = traces(due, due)
     held[5].released_ns = held[5].due_ns + 1
-    waited = checks.arrivals_as_declared(held, declared(due))
+    waited = checks.arrivals_as_declared(checks.Evidence(traces=held, declared=declared(due)))
     nothing_random = arrivals.Declaration(unit_gaps=lambda _: None, due_s=dict(enumerate(due.tolist())))
-    burst = checks.arrivals_as_declared(traces(due, due), nothing_random)
+    burst = checks.arrivals_as_declared(checks.Evidence(traces=traces(due, due), declared=nothing_random))
     assert {outcome.verdict for outcome in (few, waited, burst)} == {"not applicable"}
 
 
@@ -166,11 +166,15 @@ def test_requests_that_wait_for_an_answer_are_no_arrivals() -> None:
     due = poisson()
     turns = traces(due, due)
     turns.append(Record(index=9999, due_ns=turns[-1].due_ns, released_ns=turns[-1].due_ns, sent_ns=turns[-1].due_ns))
-    assert checks.arrivals_as_declared(turns, declared(due)).verdict == "ok"
+    assert checks.arrivals_as_declared(checks.Evidence(traces=turns, declared=declared(due))).verdict == "ok"
 
 
-def test_the_check_is_one_of_a_run_whose_process_is_known() -> None:
+def test_arrivals_are_checked_where_their_process_is_known() -> None:
     due = poisson()
-    names = [outcome.name for outcome in checks.check(traces(due, due), declared(due))]
-    assert "arrivals as declared" in names
-    assert "arrivals as declared" not in [outcome.name for outcome in checks.check(traces(due, due))]
+
+    def verdict(declaration: arrivals.Declaration | None) -> str:
+        outcomes = checks.check(checks.Evidence(traces=traces(due, due), declared=declaration))
+        return next(outcome.verdict for outcome in outcomes if outcome.id == "arrivals")
+
+    assert verdict(declared(due)) == "ok"
+    assert verdict(None) == "not applicable"

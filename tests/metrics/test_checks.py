@@ -2,8 +2,10 @@ from typing import Literal
 
 import pytest
 
+from llmbench.errors import InputError
 from llmbench.loadgen.record import Record
 from llmbench.metrics import checks
+from llmbench.metrics.checks import Evidence
 
 MS = 1_000_000
 
@@ -31,56 +33,82 @@ def trace(
 
 
 def test_a_good_run_is_valid() -> None:
-    outcomes = checks.check([trace(i) for i in range(50)])
-    assert {outcome.verdict for outcome in outcomes} == {"ok"}
-    assert checks.valid(outcomes)
+    outcomes = checks.check(Evidence(traces=[trace(i) for i in range(50)]))
+    assert {outcome.verdict for outcome in outcomes} == {"ok", "not applicable"}
+    assert checks.verdict(outcomes) == "VALID"
 
 
 @pytest.mark.parametrize("status", ["failed", "unfinished"])
 def test_one_lost_request_makes_the_run_invalid(status: Literal["failed", "unfinished"]) -> None:
     run = [trace(i) for i in range(50)]
     run[7].status = status
-    outcome = checks.all_answered(run)
+    outcome = checks.all_answered(Evidence(traces=run))
     assert (outcome.value, outcome.verdict) == (1, "failed")
-    assert not checks.valid(checks.check(run))
+    assert checks.verdict(checks.check(Evidence(traces=run))) == "INVALID"
 
 
 def test_an_answer_of_another_length_is_found_unless_the_model_ended_it() -> None:
     short, ended = trace(0, tokens=2), trace(1, tokens=2)
     ended.finish_reason = "eos"
-    outcome = checks.output_lengths([short, ended, trace(2)])
+    outcome = checks.output_lengths(Evidence(traces=[short, ended, trace(2)]))
     assert (outcome.value, outcome.verdict) == (1, "failed")
 
 
 def test_lengths_that_nobody_asked_for_are_not_checked() -> None:
-    assert checks.output_lengths([trace(expected=None)]).verdict == "not applicable"
+    assert checks.output_lengths(Evidence(traces=[trace(expected=None)])).verdict == "not applicable"
 
 
 def test_the_limit_of_lateness_is_five_percent_of_the_median_first_token_but_two_milliseconds_at_least() -> None:
-    assert checks.own_lateness([trace(ttft_ms=100)]).limit == pytest.approx(0.005)
-    assert checks.own_lateness([trace(ttft_ms=10)]).limit == pytest.approx(0.002)
+    assert checks.own_lateness(Evidence(traces=[trace(ttft_ms=100)])).limit == pytest.approx(0.005)
+    assert checks.own_lateness(Evidence(traces=[trace(ttft_ms=10)])).limit == pytest.approx(0.002)
 
 
 def test_a_client_that_is_late_makes_the_run_invalid() -> None:
-    assert checks.own_lateness([trace(i, late_ms=4.9) for i in range(9)]).verdict == "ok"
-    assert checks.own_lateness([trace(i, late_ms=5.1) for i in range(9)]).verdict == "failed"
+    assert checks.own_lateness(Evidence(traces=[trace(i, late_ms=4.9) for i in range(9)])).verdict == "ok"
+    assert checks.own_lateness(Evidence(traces=[trace(i, late_ms=5.1) for i in range(9)])).verdict == "failed"
 
 
 def test_a_rate_that_was_not_kept_makes_the_run_invalid() -> None:
-    assert checks.rate_kept([trace(i, late_ms=0.1 * i) for i in range(9)]).verdict == "ok"  # 1 % slower
-    assert checks.rate_kept([trace(i, late_ms=0.3 * i) for i in range(9)]).verdict == "failed"
+    assert (
+        checks.rate_kept(Evidence(traces=[trace(i, late_ms=0.1 * i) for i in range(9)])).verdict == "ok"
+    )  # 1 % slower
+    assert checks.rate_kept(Evidence(traces=[trace(i, late_ms=0.3 * i) for i in range(9)])).verdict == "failed"
 
 
 def test_a_rate_has_no_sense_in_a_burst_or_where_slots_hold_requests_back() -> None:
     burst = [trace(0), trace(0, late_ms=99)]
-    assert checks.rate_kept(burst).verdict == "not applicable"
-    assert checks.own_lateness(burst).verdict == "not applicable"
+    assert checks.rate_kept(Evidence(traces=burst)).verdict == "not applicable"
+    assert checks.own_lateness(Evidence(traces=burst)).verdict == "not applicable"
     held = [trace(i) for i in range(3)]
     held[2].released_ns = held[2].due_ns + 50 * MS
-    assert checks.rate_kept(held).verdict == "not applicable"
-    assert checks.own_lateness(held).verdict == "ok"
+    assert checks.rate_kept(Evidence(traces=held)).verdict == "not applicable"
+    assert checks.own_lateness(Evidence(traces=held)).verdict == "ok"
 
 
 def test_a_run_without_any_answer_is_invalid_and_nothing_divides_by_zero() -> None:
-    outcomes = checks.check([Record(index=0, due_ns=0, reason="not sent: interrupted")])
-    assert not checks.valid(outcomes)
+    outcomes = checks.check(Evidence(traces=[Record(index=0, due_ns=0, reason="not sent: interrupted")]))
+    assert checks.verdict(outcomes) == "INVALID"
+
+
+def test_a_check_that_is_allowed_is_shown_and_does_not_count() -> None:
+    run = Evidence(traces=[trace(i, tokens=2) for i in range(50)])
+    assert checks.verdict(checks.check(run)) == "INVALID"
+    outcomes = checks.check(run, allow=["lengths"])
+    assert checks.verdict(outcomes) == "VALID"
+    assert [outcome.id for outcome in outcomes if outcome.allowed] == ["lengths"]
+
+
+def test_allowing_what_is_no_check_names_those_that_are() -> None:
+    with pytest.raises(InputError, match=r"--allow length: .* answered, lengths"):
+        checks.check(Evidence(traces=[trace()]), allow=["length"])
+
+
+def test_a_resumed_run_proves_nothing_for_sure() -> None:
+    outcomes = checks.check(Evidence(traces=[trace(i) for i in range(50)], seams_s=[0.2]))
+    assert checks.verdict(outcomes) == "INCONCLUSIVE"
+    assert checks.EXIT["INCONCLUSIVE"] == 4
+
+
+def test_what_failed_outweighs_what_is_unsure() -> None:
+    outcomes = checks.check(Evidence(traces=[trace(i, tokens=2) for i in range(50)], seams_s=[0.2]))
+    assert checks.verdict(outcomes) == "INVALID"

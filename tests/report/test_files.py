@@ -45,7 +45,7 @@ def test_a_place_that_cannot_hold_folders_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_summary_file_has_the_verdict_first_and_null_for_what_is_infinite(tmp_path: Path) -> None:
-    files.summary(tmp_path, summarise(records()), checks.check(records()))
+    files.summary(tmp_path, summarise(records()), checks.check(checks.Evidence(traces=records())))
     text = (tmp_path / "summary.json").read_text()
     value = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert next(iter(value)) == "verdict"
@@ -80,7 +80,7 @@ def test_the_environment_says_what_was_measured_with() -> None:
 
 
 def test_the_screen_has_the_verdict_first_and_the_reasons_of_failures() -> None:
-    text = console.text(summarise(records()), checks.check(records()))
+    text = console.text(summarise(records()), checks.check(checks.Evidence(traces=records())))
     assert text.splitlines()[0] == "INVALID"
     assert "1 x HTTP 503: full, come back" in text
     assert "FAILED  requests without an answer: 1 (limit 0) -> " in text
@@ -90,7 +90,7 @@ def test_the_screen_has_the_verdict_first_and_the_reasons_of_failures() -> None:
 
 def test_the_screen_of_a_valid_run_says_so_in_milliseconds() -> None:
     good = records()[:1]
-    text = console.text(summarise(good), checks.check(good))
+    text = console.text(summarise(good), checks.check(checks.Evidence(traces=good)))
     assert text.splitlines()[0] == "VALID"
     assert "51.00" in next(line for line in text.splitlines() if line.startswith("TTFT "))
     assert len(text.splitlines()) < 24
