@@ -42,35 +42,59 @@ class _ITimerSpec(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("interval_s", "interval_ns", "value_s", "value_ns")]
 
 
-class KernelAlarm:
-    """A Linux timerfd. `os.timerfd_create` is only in Python 3.13, so the C library is called."""
+class KernelTimer:
+    """A Linux timerfd: its descriptor becomes readable at an absolute instant of `clock.now_ns`, not rounded.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    `os.timerfd_create` is only in Python 3.13, so the C library is called. Raises OSError or AttributeError where the
+    C library or a sandbox has none.
+    """
+
+    def __init__(self) -> None:
         library = ctypes.CDLL(None, use_errno=True)
         self._settime = library.timerfd_settime
-        self._fd: int = library.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0:
+        self.fd: int = library.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.fd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create")
-        self._loop = loop
-        self._callback = callback
-        loop.add_reader(self._fd, self._ring)
 
     def set(self, at_ns: int) -> None:
+        """Ring at an instant, and no longer at the one set before."""
         at_ns = max(at_ns, 1)  # zero would disarm
         spec = _ITimerSpec(0, 0, at_ns // _NS, at_ns % _NS)
-        if self._settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None) < 0:
+        if self._settime(self.fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None) < 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
+    def rang(self) -> bool:
+        """Whether it has rung since it was set; asking makes the descriptor unreadable again."""
+        try:
+            os.read(self.fd, 8)
+        except BlockingIOError:  # it was set anew after it had rung
+            return False
+        return True
+
     def close(self) -> None:
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
+        """Give the descriptor back."""
+        os.close(self.fd)
+
+
+class KernelAlarm:
+    """A kernel timer in an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        self._timer = KernelTimer()
+        self._loop = loop
+        self._callback = callback
+        loop.add_reader(self._timer.fd, self._ring)
+
+    def set(self, at_ns: int) -> None:
+        self._timer.set(at_ns)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._timer.fd)
+        self._timer.close()
 
     def _ring(self) -> None:
-        try:
-            os.read(self._fd, 8)
-        except BlockingIOError:  # it was set anew after it had rung
-            return
-        self._callback()
+        if self._timer.rang():
+            self._callback()
 
 
 class LoopAlarm:
