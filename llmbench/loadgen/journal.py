@@ -62,20 +62,33 @@ class Trail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Journal:
-    """Appends records; each is handed to the system as one write, so that a killed run loses none that ended.
+    """Appends lines; each is handed to the system as one write, so that a killed run loses no request that ended.
 
+    Lines that come before the header are held until it is there.
     Raises InvalidMeasurement when the disk takes no more: a run without its records proves nothing.
     """
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(self, path: Path, header: Header | None = None) -> None:
         self._path = path
         self._file = path.open("xb", buffering=0)
         self._encoder = msgspec.json.Encoder()
+        self._held: list[Line] | None = []
+        if header is not None:
+            self.begin(header)
+
+    def begin(self, header: Header) -> None:
+        """Write the first line, and those that were held."""
+        held, self._held = self._held or [], None
         self._write(header)
+        for line in held:
+            self._write(line)
 
     def append(self, line: Line) -> None:
         """One line for one final record, or for one observation."""
-        self._write(line)
+        if self._held is None:
+            self._write(line)
+        else:
+            self._held.append(line)
 
     def __enter__(self) -> "Journal":
         return self

@@ -6,8 +6,8 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -16,12 +16,17 @@ from llmbench.clock import now_ns
 from llmbench.loadgen.client import Client, Target, Timeouts
 from llmbench.loadgen.driver import Counts, Driver
 from llmbench.loadgen.journal import Header, Journal
-from llmbench.loadgen.record import Record
+from llmbench.loadgen.record import Line, Record
 from llmbench.protocols import Dialect
 from llmbench.workload.plan import Plan
 
 _LEAD_NS = 20_000_000  # so that the first request's instant is not over before the loop runs
 _PROGRESS_EVERY_S = 0.5
+
+
+Append = Callable[[Line], None]
+Observer = Callable[[Append], AbstractAsyncContextManager[None]]
+"""Something that watches a run from before its first request until after its last, and adds lines to its journal."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,12 +45,13 @@ def run(
     journal: Path,
     concurrency: int | None = None,
     progress: Callable[[Counts], None] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Outcome:
     """Send the plan and wait for the answers; Ctrl-C ends it early and keeps what there is."""
     _allow_many_sockets()
     loop = _new_loop()
     try:
-        return loop.run_until_complete(_run(plan, target, dialect, timeouts, journal, concurrency, progress))
+        return loop.run_until_complete(_run(plan, target, dialect, timeouts, journal, concurrency, progress, observers))
     finally:
         loop.close()
 
@@ -58,6 +64,7 @@ async def _run(
     path: Path,
     concurrency: int | None,
     progress: Callable[[Counts], None] | None,
+    observers: Sequence[Observer],
 ) -> Outcome:
     client = Client(target, dialect, timeouts)
     records: list[Record] = []
@@ -68,19 +75,28 @@ async def _run(
 
     driver = Driver(plan.requests, client, finished, concurrency)
     with _no_garbage_collection():  # the last collection takes longer than the lead
-        start_ns = now_ns() + _LEAD_NS
-        header = Header(
-            plan_sha256=plan.sha256,
-            num_requests=len(plan.requests),
-            url=target.url,
-            dialect=dialect.name,
-            start_ns=start_ns,
-            start_wall_s=time.time() + (start_ns - now_ns()) / 1e9,
-        )
-        with Journal(path, header) as journal, _interrupts(driver), _ticks(driver, progress):
-            await driver.run(start_ns)
+        with Journal(path) as journal:
+            async with AsyncExitStack() as observed:
+                for observer in observers:
+                    await observed.enter_async_context(observer(journal.append))
+                header = _header(plan, target, dialect)
+                journal.begin(header)
+                with _interrupts(driver), _ticks(driver, progress):
+                    await driver.run(header.start_ns)
     await client.close()
     return Outcome(header=header, records=records, interrupted=driver.interrupted)
+
+
+def _header(plan: Plan, target: Target, dialect: Dialect) -> Header:
+    start_ns = now_ns() + _LEAD_NS
+    return Header(
+        plan_sha256=plan.sha256,
+        num_requests=len(plan.requests),
+        url=target.url,
+        dialect=dialect.name,
+        start_ns=start_ns,
+        start_wall_s=time.time() + (start_ns - now_ns()) / 1e9,
+    )
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -5,7 +5,7 @@ import pytest
 
 from llmbench.errors import InputError
 from llmbench.loadgen.journal import Header, Journal, Segment, complete, name, read, read_run
-from llmbench.loadgen.record import Record
+from llmbench.loadgen.record import Record, Scrape
 from llmbench.types import Request
 from llmbench.workload.arrivals.burst import Arrival
 from llmbench.workload.plan import PlannedRequest, PlanSettings, Turn, make_plan
@@ -125,3 +125,12 @@ def test_a_folder_without_a_journal_and_one_of_another_plan_are_named(tmp_path: 
     written(tmp_path / "journal.jsonl")
     with pytest.raises(InputError, match="of plan abc"):
         read_run(tmp_path, PLAN)
+
+
+def test_what_is_observed_before_the_run_begins_stands_behind_the_header(tmp_path: Path) -> None:
+    scrape = Scrape(at_ns=7, values={"vllm:num_requests_running": 0.0})
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.append(scrape)
+        journal.begin(HEADER)
+        journal.append(RECORDS[0])
+    assert read(tmp_path / "journal.jsonl") == Segment(header=HEADER, records=RECORDS[:1], samples=[], scrapes=[scrape])
