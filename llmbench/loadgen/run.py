@@ -74,15 +74,14 @@ async def _run(
         records.append(record)
 
     driver = Driver(plan.requests, client, finished, concurrency)
-    with _no_garbage_collection():  # the last collection takes longer than the lead
-        with Journal(path) as journal:
-            async with AsyncExitStack() as observed:
-                for observer in observers:
-                    await observed.enter_async_context(observer(journal.append))
-                header = _header(plan, target, dialect)
-                journal.begin(header)
-                with _interrupts(driver), _ticks(driver, progress):
-                    await driver.run(header.start_ns)
+    with _no_garbage_collection(), Journal(path) as journal:  # the last collection takes longer than the lead
+        async with AsyncExitStack() as observed:
+            for observer in observers:
+                await observed.enter_async_context(observer(journal.append))
+            header = _header(plan, target, dialect)
+            journal.begin(header)
+            with _interrupts(driver), _ticks(driver, progress):
+                await driver.run(header.start_ns)
     await client.close()
     return Outcome(header=header, records=records, interrupted=driver.interrupted)
 
