@@ -6,7 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from llmbench.metrics import Trace, per_request, per_run
+from llmbench.metrics import Trace, order, per_request, per_run
+
+PERCENTS = (50, 90, 95, 99)
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """Between which values a true percentile lies; None where there are too few values for such a bound."""
+
+    low: float | None
+    high: float | None
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,6 +23,12 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
 
     Percentiles interpolate linearly between neighbours; one that touches an infinite value is infinite, and so is a
     maximum. JSON has no infinity: there it is null.
+
+    `bounds` has the bounds of each percentile by name ("p99"): the true one lies below `low` in at most 5 % of cases,
+    above `high` in at most 5 % (order statistics, see `order`). That holds for values that are independent of each
+    other; requests that wait in one queue are less so, and two runs differ by more than the bounds of one say.
+    `starred` names the percentiles for which the values are too few: their largest one may well be below the true
+    percentile. The median needs 5 values, p90 29, p95 59, p99 299.
     """
 
     num: int
@@ -24,6 +39,8 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     p95: float | None
     p99: float | None
     max: float | None
+    bounds: dict[str, Bounds] = {}
+    starred: tuple[str, ...] = ()
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +67,8 @@ def summarise(traces: Sequence[Trace]) -> Summary:
         metric.name: distribution(value for trace in traces if (value := metric.of(trace)) is not None)
         for metric in per_request.METRICS
     }
-    distributions["itl"] = distribution(gap for trace in traces for gap in per_request.itl(trace))
+    gaps = [found for trace in traces if (found := per_request.itl(trace))]
+    distributions["itl"] = distribution((gap for found in gaps for gap in found), num_independent=len(gaps))
     return Summary(
         num_planned=len(traces),
         num_answered=status["answered"],
@@ -64,10 +82,15 @@ def summarise(traces: Sequence[Trace]) -> Summary:
     )
 
 
-def distribution(values: Iterable[float]) -> Distribution:
-    """The spread of some values, infinite ones among them or not."""
+def distribution(values: Iterable[float], num_independent: int | None = None) -> Distribution:
+    """The spread of some values, infinite ones among them or not.
+
+    `num_independent` says that the values are only so many independent ones, the gaps of so many answers for example:
+    the bounds are those of that number.
+    """
     ordered = sorted(values)
     finite = [value for value in ordered if math.isfinite(value)]
+    bounds = {f"p{percent}": bound(ordered, percent, num_independent) for percent in PERCENTS if ordered}
     return Distribution(
         num=len(ordered),
         num_infinite=len(ordered) - len(finite),
@@ -77,6 +100,19 @@ def distribution(values: Iterable[float]) -> Distribution:
         p95=percentile(ordered, 95),
         p99=percentile(ordered, 99),
         max=ordered[-1] if ordered else None,
+        bounds=bounds,
+        starred=tuple(name for name, found in bounds.items() if found.high is None),
+    )
+
+
+def bound(ordered: Sequence[float], percent: float, num_independent: int | None = None) -> Bounds:
+    """The 95 % bounds of a percentile, from below and from above, of ascending values."""
+    independent = min(num_independent or len(ordered), len(ordered))
+    low, high = order.ranks(independent, percent)
+    share = len(ordered) / independent
+    return Bounds(
+        low=None if low is None else ordered[math.ceil((low - 1) * share)],
+        high=None if high is None else ordered[math.ceil(high * share) - 1],
     )
 
 
