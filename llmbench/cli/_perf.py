@@ -11,6 +11,7 @@ from llmbench.cli import _plan, _results
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
 from llmbench.loadgen.client import Target, Timeouts, locate
+from llmbench.loadgen.monitor import monitor
 from llmbench.loadgen.run import run
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
@@ -54,7 +55,8 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
         files.write_json(folder / "environment.json", files.environment())
         timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
         progress = None if quiet or not sys.stderr.isatty() else overwrite
-        outcome = run(plan, target, dialect, timeouts, folder / "journal.jsonl", settings.concurrency, progress)
+        journal = folder / "journal.jsonl"
+        outcome = run(plan, target, dialect, timeouts, journal, settings.concurrency, progress, [monitor])
     results = _results.read(folder, settings.allow)
     _results.show(results, _results.write(results, settings.out_dir), json, quiet)
     return _INTERRUPTED if outcome.interrupted else results.exit_code
