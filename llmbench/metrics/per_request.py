@@ -1,10 +1,11 @@
-"""Metrics of one request, in seconds. None means that the request has no such time.
+"""Metrics of one request, in seconds. None means that the request has no such time; `GAPS` give many for one answer.
 
 Two families: from the instant the request was *due*, which is what a user of an open system waits, our own lateness
 included; and from the instant it was *sent*, which is what the server took.
 """
 
 import math
+from itertools import pairwise
 
 from llmbench.clock import seconds
 from llmbench.metrics import Trace, metric
@@ -67,6 +68,12 @@ def lateness(trace: Trace) -> float | None:
     return seconds(trace.released_ns, trace.sent_ns)
 
 
+@metric("client wait", "s", "lower")
+def client_wait(trace: Trace) -> float | None:
+    """Sent - due: slot wait and own lateness together; TTFT = client wait + TTFT from sent, and so for E2EL."""
+    return None if trace.sent_ns is None else seconds(trace.due_ns, trace.sent_ns)
+
+
 @metric("slot wait", "s", "lower")
 def slot_wait(trace: Trace) -> float | None:
     """Released - due: how long the request waited for a free slot under a concurrency limit."""
@@ -78,8 +85,17 @@ def _lost(trace: Trace) -> float | None:
     return None if trace.sent_ns is None else math.inf
 
 
+@metric("ICL", "s", "lower")
+def icl(trace: Trace) -> list[float]:
+    """Gaps between one read that brought tokens and the next: what a reader sees, however many tokens each brought."""
+    if trace.status != "answered":
+        return []
+    return [seconds(before, after) for before, after in pairwise(trace.stamps_ns)]
+
+
+@metric("ITL", "s", "lower")
 def itl(trace: Trace) -> list[float]:
-    """Gaps between one token and the next, in seconds; 0 between tokens that came in the same read."""
+    """Gaps between one token and the next; 0 between tokens that came in the same read."""
     if trace.status != "answered":
         return []
     gaps: list[float] = []
@@ -92,4 +108,5 @@ def itl(trace: Trace) -> list[float]:
     return gaps
 
 
-METRICS = (ttft, ttft_from_sent, tpot, e2el, service_time, connect, lateness, slot_wait)
+METRICS = (ttft, ttft_from_sent, tpot, e2el, service_time, client_wait, connect, lateness, slot_wait)
+GAPS = (icl, itl)

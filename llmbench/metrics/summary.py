@@ -44,7 +44,7 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a run. Times in seconds; names as declared in `per_run` and `per_request`, and `itl`."""
+    """What came of a run. Times in seconds; names as declared in `per_run` and `per_request`."""
 
     num_planned: int
     num_answered: int
@@ -67,8 +67,9 @@ def summarise(traces: Sequence[Trace]) -> Summary:
         metric.name: distribution(value for trace in traces if (value := metric.of(trace)) is not None)
         for metric in per_request.METRICS
     }
-    gaps = [found for trace in traces if (found := per_request.itl(trace))]
-    distributions["itl"] = distribution((gap for found in gaps for gap in found), num_independent=len(gaps))
+    for metric in per_request.GAPS:
+        gaps = [found for trace in traces if (found := metric.of(trace))]
+        distributions[metric.name] = distribution((gap for found in gaps for gap in found), num_independent=len(gaps))
     return Summary(
         num_planned=len(traces),
         num_answered=status["answered"],

@@ -84,8 +84,8 @@ def _latencies(numbers: Summary) -> Table:
     rows = {metric.name: metric.label for metric in per_request.METRICS}
     if not numbers.requests[per_request.slot_wait.name].max:
         del rows[per_request.slot_wait.name]
-    order = ["ttft", "tpot", "itl", "e2el"]
-    labels = rows | {"itl": _ITL}
+    order = ["ttft", "tpot", "icl", "itl", "e2el"]
+    labels = rows | {"itl": _ITL, "icl": "ICL"}
     for name in [*order, *(name for name in rows if name not in order)]:
         table.add_row(labels[name], *_cells(numbers.requests[name]))
     return table

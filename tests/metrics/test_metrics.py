@@ -57,19 +57,19 @@ def test_waiting_for_a_slot_is_not_lateness() -> None:
 def test_the_time_per_output_token_leaves_the_first_token_out() -> None:
     trace = answered(due=0, sent=0, stamps=[50, 60, 90], done=95)
     assert per_request.tpot.of(trace) == pytest.approx(0.020)
-    assert per_request.itl(trace) == pytest.approx([0.010, 0.030])
+    assert per_request.itl.of(trace) == pytest.approx([0.010, 0.030])
 
 
 def test_tokens_of_one_read_have_no_gap_between_them() -> None:
     trace = answered(due=0, sent=0, stamps=[50, 90], tokens=[2, 3], done=95)
-    assert per_request.itl(trace) == pytest.approx([0.0, 0.040, 0.0, 0.0])
+    assert per_request.itl.of(trace) == pytest.approx([0.0, 0.040, 0.0, 0.0])
     assert per_request.tpot.of(trace) == pytest.approx(0.010)
 
 
 def test_an_answer_of_one_token_has_no_time_per_token() -> None:
     trace = answered(due=0, sent=0, stamps=[50], done=51)
     assert per_request.tpot.of(trace) is None
-    assert per_request.itl(trace) == []
+    assert per_request.itl.of(trace) == []
 
 
 def test_the_time_to_connect_is_apart() -> None:
@@ -176,7 +176,7 @@ def test_requests_without_an_answer_never_make_a_run_look_faster(values: list[fl
 def test_gaps_add_up_to_the_time_from_the_first_token_to_the_last(stamps: list[int], data: st.DataObject) -> None:
     tokens = data.draw(st.lists(st.integers(1, 4), min_size=len(stamps), max_size=len(stamps)))
     trace = answered(due=0, sent=0, stamps=stamps, done=stamps[-1], tokens=tokens)
-    gaps = per_request.itl(trace)
+    gaps = per_request.itl.of(trace)
     assert len(gaps) == sum(tokens) - 1
     assert sum(gaps) == pytest.approx((stamps[-1] - stamps[0]) / 1000)
     if gaps:
