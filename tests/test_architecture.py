@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": set(),
     "logits": set(),
     "engines": {"weights"},
-    "loadgen": {"protocols", "workload"},
+    "loadgen": {"protocols", "workload", "metrics"},  # metrics: calibration computes the instrument's own error
     "link": {"engines", "logits", "weights"},  # weights: the agent opens the model
     "serving": {"link", "protocols", "weights", "engines"},  # engines: offline runs one in its own process
     "accuracy": {"loadgen", "logits", "engines", "workload", "protocols"},
