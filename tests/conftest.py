@@ -31,15 +31,20 @@ class Serving:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT)
         self.ready_line = ""
         self.url = ""
-        self.agent_pid = 0
+        self.agent_pids: tuple[int, ...] = ()
 
     def wait_until_ready(self) -> "Serving":
         """Until the ready line, or the end of the process: then `url` stays empty."""
         assert self.process.stdout is not None
         self.ready_line = self.process.stdout.readline()
-        if found := re.search(r"ready on (http://\S+) .*agent (\d+)\)", self.ready_line):
-            self.url, self.agent_pid = found[1], int(found[2])
+        if found := re.search(r"ready on (http://\S+) .*agent ([\d, ]+)\)", self.ready_line):
+            self.url, self.agent_pids = found[1], tuple(map(int, found[2].split(", ")))
         return self
+
+    @property
+    def agent_pid(self) -> int:
+        """Of rank 0."""
+        return self.agent_pids[0]
 
     @property
     def port(self) -> int:

@@ -15,7 +15,9 @@ def serve(
     host: str | None = typer.Option(None, help="Where to listen; the default is this machine only."),
     port: int | None = typer.Option(None, "--port", "-P", help="Port to listen on; 0 takes a free one. Default 8835."),
     max_batch: int | None = typer.Option(None, help="Sequences that run at once."),
-    threads: int | None = typer.Option(None, help="Threads of the engine; default: all cores."),
+    ranks: int | None = typer.Option(None, help="Agent processes that hold the model together, each a part of it."),
+    threads: int | None = typer.Option(None, help="Threads of the engine, of all ranks together; default: all cores."),
+    bind_cpu: bool | None = typer.Option(None, envvar="BIND_CPU", help="Give each rank cores of its own. Default: no."),
     data_shape: str | None = typer.Option(
         None, help="Contest streams: `data` as a one-element list (the original) or the object itself: list, object."
     ),
@@ -48,7 +50,9 @@ def serve(
         tokenizer=tokenizer,
         host=host,
         port=port,
+        ranks=ranks,
         threads=threads,
+        bind_cpu=bind_cpu,
         limits=_given(max_batch=max_batch, prefix_cache=prefix_cache),
         stub=stub,
         step_time_s=step_time,
@@ -62,7 +66,7 @@ def serve(
         typer.echo(
             f"{launch.READY}{running.url} (model {running.model}, engine {running.engine} {running.dtype}, "
             f"batch {running.max_batch}, up to {running.max_model_len} tokens, "
-            f"{running.num_blocks} blocks of {running.block_size}, agent {running.agent_pid})"
+            f"{running.num_blocks} blocks of {running.block_size}, agent {', '.join(map(str, running.agent_pids))})"
         )
 
     stack.serve(loaded.config, on_ready, until_stdin_closes=until_stdin_closes)

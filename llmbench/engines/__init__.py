@@ -1,8 +1,10 @@
 """Engines: what computes logits and picks tokens; synchronous, one rank, no sockets. One file each.
 
-An engine module has a factory `engine(model, settings) -> Engine`; the name of the file is the name users type. The KV
-cache is paged: position p of a sequence lies in block `block_table[p // block_size]` at `p % block_size`, and the
-scheduler, not the engine, decides which blocks are whose.
+An engine module has a factory `engine(model, settings) -> Engine`; the name of the file is the name users type. One
+that can hold a model in parts has another, `sharded(model, settings, group) -> Engine`, for each rank of a group.
+
+The KV cache is paged: position p of a sequence lies in block `block_table[p // block_size]` at `p % block_size`, and
+the scheduler, not the engine, decides which blocks are whose.
 """
 
 from typing import Protocol
@@ -13,6 +15,7 @@ import numpy.typing as npt
 
 from llmbench import plugins
 from llmbench.engines._sampling import pick as pick
+from llmbench.errors import InputError
 from llmbench.weights.model import Model
 
 Int32 = npt.NDArray[np.int32]
@@ -30,8 +33,8 @@ SAMPLING = np.dtype(
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """`num_blocks` None lets the engine choose from the model and the free memory; `threads` None uses every core;
-    `step_time_s` is how long a step of the stub takes, other engines take the time they need.
+    """`num_blocks` None lets the engine choose from the model and the free memory; `threads`, of this rank, None uses
+    every core; `step_time_s` is how long a step of the stub takes, other engines take the time they need.
     """
 
     num_blocks: int | None = None
@@ -103,7 +106,37 @@ class Engine(Protocol):
         ...
 
 
-def get(name: str, model: Model, settings: EngineSettings) -> Engine:
-    """An engine by name, its weights loaded. Raises InputError for an unknown one or one that cannot run here."""
-    engine: Engine = plugins.load("engines", name).engine(model, settings)
+class Group(Protocol):
+    """The processes that hold one model together, as one of them sees it.
+
+    Every rank takes each step with the same Batch, but for `want_logits`, and must come to the same exchanges in the
+    same order with arrays of the same shape. What rank 0 returns counts; the other ranks' StepResult is not looked at.
+    """
+
+    rank: int
+    """0 to size - 1."""
+    size: int
+    """How many ranks there are, at least 2."""
+
+    def all_reduce(self, array: Float32) -> Float32:
+        """The sum over all ranks, the same bits at each; `array` is given up for it."""
+        ...
+
+    def gather(self, array: Float32) -> Float32 | None:
+        """float32 [size, ...] at rank 0, every rank's array in their order; None at the others."""
+        ...
+
+
+def get(name: str, model: Model, settings: EngineSettings, group: Group | None = None) -> Engine:
+    """An engine by name, its weights loaded; with a group, the part that this rank holds.
+
+    Raises InputError for an unknown engine, one that cannot run here, or not on several ranks.
+    """
+    module = plugins.load("engines", name)
+    if group is None:
+        engine: Engine = module.engine(model, settings)
+    elif hasattr(module, "sharded"):
+        engine = module.sharded(model, settings, group)
+    else:
+        raise InputError(f"engine {name}: it runs on one rank only, {group.size} were asked for")
     return engine

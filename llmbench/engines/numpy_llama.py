@@ -7,15 +7,17 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from llmbench.engines import Batch, Capacity, EngineSettings, StepResult
+from llmbench.engines import Batch, Capacity, EngineSettings, Group, StepResult
 from llmbench.engines import _attention as attention
 from llmbench.engines import _llama_weights as weights
 from llmbench.engines import _matrix as matrix
 from llmbench.engines._blas import available_threads, has_small_matrix_kernels, set_threads
 from llmbench.engines._sampling import pick
 from llmbench.errors import InputError, ServingError
+from llmbench.weights import shard
 from llmbench.weights.model import Model, ModelConfig
 
+Int32 = npt.NDArray[np.int32]
 Intp = npt.NDArray[np.intp]
 Float32 = npt.NDArray[np.float32]
 
@@ -41,15 +43,16 @@ class NumpyLlama:
     name = "numpy_llama"
     dtype = "float32"
 
-    def __init__(self, model: Model, settings: EngineSettings) -> None:
+    def __init__(self, model: Model, settings: EngineSettings, num_ranks: int = 1) -> None:
+        """Load a model, which is the part of one rank where there are several on this machine."""
         config = model.config
-        _check_memory(model)
         self._config = config
+        self._vocab_size = config.vocab_size
         self._heads = attention.Heads(config.num_heads, config.num_kv_heads, config.head_dim)
         self._workers, layout = _share_out(settings.threads or available_threads())
         self._weights = weights.load(model, layout, self._workers)
         self._block_size = settings.block_size
-        num_blocks = settings.num_blocks or _choose_num_blocks(config, settings)
+        num_blocks = settings.num_blocks or _choose_num_blocks(config, settings, _CACHE_SHARE / num_ranks)
         shape = (config.num_layers, num_blocks, settings.block_size, 2 * config.num_kv_heads, config.head_dim)
         self._cache: Float32 = np.zeros(shape, np.float32)
         self._max_model_len = min(config.max_positions, num_blocks * settings.block_size)
@@ -68,11 +71,7 @@ class NumpyLlama:
         with np.errstate(over="ignore"):  # exp(-gate) of a very negative gate: infinite, and silu then rightly 0
             hidden = self._layers(batch, plan)
             logits = self._head(hidden)
-        try:
-            return _result(batch, logits)
-        except ServingError:
-            self._forget(batch)
-            raise
+        return self._choose(batch, logits)
 
     def close(self) -> None:
         """Give back the weights and the cache."""
@@ -86,8 +85,16 @@ class NumpyLlama:
         """Raise ServingError for what would read or write outside the cache or the vocabulary."""
         if batch.context_lens.max() > self._max_model_len:
             raise ServingError(f"a sequence of {batch.context_lens.max()} tokens; at most {self._max_model_len} fit")
-        if batch.token_ids.min() < 0 or batch.token_ids.max() >= self._config.vocab_size:
-            raise ServingError(f"a token id is outside the vocabulary of {self._config.vocab_size}")
+        if batch.token_ids.min() < 0 or batch.token_ids.max() >= self._vocab_size:
+            raise ServingError(f"a token id is outside the vocabulary of {self._vocab_size}")
+
+    def _choose(self, batch: Batch, logits: Float32) -> StepResult:
+        """The tokens, from logits [m, vocab]."""
+        try:
+            return _result(batch, logits)
+        except ServingError:
+            self._forget(batch)
+            raise
 
     def _forget(self, batch: Batch) -> None:
         """Clear the blocks of a step without finite logits: padding multiplies old values by 0, which NaN survives."""
@@ -120,13 +127,13 @@ class NumpyLlama:
 
     def _layers(self, batch: Batch, plan: Plan) -> Float32:
         """float32 [m, hidden] behind all layers, of the tokens whose logits are wanted."""
-        x = self._weights.embed(batch.token_ids)
+        x = self._embed(batch.token_ids)
         last = self._config.num_layers - 1
         for i, layer in enumerate(self._weights.layers):
             attended = self._attend(layer, self._cache[i], x, plan)
             if i == last:  # behind the last keys and values, only the rows that give logits matter
                 x, attended = x[plan.logit_rows], attended[plan.logit_rows]
-            x += self._multiply(layer.output, attended, "added")
+            x += self._row_parallel(layer.output, attended, "added")
             for row in range(0, len(x), _MLP_ROWS):
                 self._mlp(layer, x[row : row + _MLP_ROWS])
         return x
@@ -183,7 +190,7 @@ class NumpyLlama:
         denominator += 1
         gate *= up
         gate /= denominator
-        x += self._multiply(layer.down, gate, "added")
+        x += self._row_parallel(layer.down, gate, "added")
 
     def _normalised(self, x: Float32) -> Float32:
         """float32 [T, hidden]: x / sqrt(sum(x^2) + hidden * eps); the rest of RMSNorm is in the next matrix."""
@@ -204,10 +211,62 @@ class NumpyLlama:
         """float32 [T, num_out], in a work array of this name."""
         return by.multiply(x, self._scratch.get(scratch, len(x), by.padded))
 
+    _row_parallel = _multiply  # by a matrix that is cut along its inputs where there are several ranks
+
+    def _embed(self, token_ids: Int32) -> Float32:
+        """float32 [T, hidden]."""
+        return self._weights.embed(token_ids)
+
+
+class ShardedLlama(NumpyLlama):
+    """One rank of several. Each has some heads, a part of the MLPs and of the vocabulary; what goes from layer to
+    layer every rank has whole, the same bits of it: the sum of what all of them computed.
+    """
+
+    def __init__(self, model: Model, settings: EngineSettings, group: Group) -> None:
+        super().__init__(shard.cut(model, group.rank, group.size), settings, group.size)
+        self._group = group
+        self._vocab_size = model.config.vocab_size
+        self._ids = shard.part("model.embed_tokens.weight", model.config, group.rank, group.size)
+
+    def step(self, batch: Batch) -> StepResult:
+        """Compute one step together with the other ranks; only rank 0's result has tokens and logits."""
+        self._check(batch)
+        plan = self._plan(batch)
+        with np.errstate(over="ignore"):  # as above
+            hidden = self._layers(batch, plan)
+            part = self._head(hidden)
+        gathered = self._group.gather(part)
+        if gathered is not None:
+            return self._choose(batch, gathered.swapaxes(0, 1).reshape(len(part), -1)[:, : self._vocab_size])
+        if not np.isfinite(hidden).all():  # then rank 0 finds no token and forgets these blocks, too
+            self._forget(batch)
+        num = len(batch.query_lens)
+        return StepResult(token_ids=np.full(num, -1, np.int32), chosen_logits=np.zeros(num, np.float32))
+
+    def _row_parallel(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
+        return self._group.all_reduce(self._multiply(by, x, scratch))
+
+    def _embed(self, token_ids: Int32) -> Float32:
+        """Each token's row is at one rank; the others add zeros."""
+        own = (token_ids >= self._ids.start) & (token_ids < self._ids.stop)
+        x = np.zeros((len(token_ids), self._config.hidden_size), np.float32)
+        x[own] = self._weights.embed(token_ids[own] - np.int32(self._ids.start))
+        return self._group.all_reduce(x)
+
 
 def engine(model: Model, settings: EngineSettings) -> NumpyLlama:
     """Load a model. Raises InputError when its weights do not fit into the free memory."""
+    _check_memory(model)
     return NumpyLlama(model, settings)
+
+
+def sharded(model: Model, settings: EngineSettings, group: Group) -> ShardedLlama:
+    """Load a rank's part of a model. Raises ConfigError when it cannot be cut, InputError when it does not fit."""
+    shard.check(model, group.size)
+    _check_memory(model)
+    group.all_reduce(np.zeros(1, np.float32))  # nobody takes memory before everybody has looked at what is free
+    return ShardedLlama(model, settings, group)
 
 
 def _logit_rows(batch: Batch) -> Intp:
@@ -272,9 +331,9 @@ def _share_out(num_threads: int) -> tuple[matrix.Workers, matrix.Layout]:
     return matrix.Workers(num_threads if panels else 1), matrix.PANELS if panels else matrix.WHOLE
 
 
-def _choose_num_blocks(config: ModelConfig, settings: EngineSettings) -> int:
+def _choose_num_blocks(config: ModelConfig, settings: EngineSettings, share: float) -> int:
     """Enough for max_batch of the longest sequences, within a share of the free memory, but for one at least."""
     longest = -(-config.max_positions // settings.block_size)
     block_bytes = 4 * config.num_layers * settings.block_size * 2 * config.num_kv_heads * config.head_dim
-    affordable = int(psutil.virtual_memory().available * _CACHE_SHARE) // block_bytes
+    affordable = int(psutil.virtual_memory().available * share) // block_bytes
     return max(longest, min(settings.max_batch * longest, affordable))

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench.engines import Batch, Capacity, EngineSettings, StepResult
+from llmbench.engines import Batch, Capacity, EngineSettings, Group, StepResult
 from llmbench.errors import ServingError
 from llmbench.weights.model import Model
 
@@ -80,6 +80,11 @@ class Stub:
 
 def engine(model: Model, settings: EngineSettings) -> Stub:
     """Make a stub with the vocabulary and the longest sequence of a model; its weights are not read."""
+    return Stub(model, settings)
+
+
+def sharded(model: Model, settings: EngineSettings, group: Group) -> Stub:
+    """The same at every rank: there is nothing to be cut, and nothing to exchange."""
     return Stub(model, settings)
 
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from llmbench import clock, engines
 from llmbench.engines import Batch, Engine, StepResult
-from llmbench.errors import LlmbenchError
-from llmbench.link import extras, frames
+from llmbench.errors import AgentDied, LlmbenchError
+from llmbench.link import binding, extras, frames
 from llmbench.link.arena import Arena, Dimensions, StepArrays
+from llmbench.link.collective import Collective
 from llmbench.logits import contest
 from llmbench.weights.model import open_model
 
@@ -97,11 +98,49 @@ def run_hollow_step(arrays: StepArrays, step: frames.Step, step_time_s: float) -
     return frames.Done(engine_ns=0)
 
 
-def load(message: frames.Load) -> tuple[Engine, Recorder | None]:
+def take_part(
+    group: Collective,
+    engine: Engine,
+    arrays: StepArrays,
+    step: frames.Step,
+    recorder: Recorder | None,
+    hollow_time_s: float | None,
+) -> frames.Done | frames.Refused | None:
+    """One step as one rank of several: the answer at rank 0, None at the others.
+
+    An error that all ranks meet alike, or rank 0 alone behind its last exchange, is an answer; after any other the
+    ranks no longer fit together, and AgentDied ends the group.
+    """
+    answer: frames.Done | frames.Refused | None = None
+    failed = False
+    try:
+        if group.rank:
+            if hollow_time_s is None:
+                engine.step(extras.wanted(arrays.batch(step.num_sequences, step.num_tokens), step.extras))
+        elif hollow_time_s is None:
+            answer = run_step(engine, arrays, step, recorder)
+        else:
+            answer = run_hollow_step(arrays, step, hollow_time_s)
+    except AgentDied:
+        raise
+    except LlmbenchError as error:
+        failed = True
+        answer = None if group.rank else _refused(error)
+    group.end_step(failed)
+    return answer
+
+
+def load(message: frames.Load, group: Collective | None) -> tuple[Engine, Recorder | None]:
     """The engine, and the recorder when rows are to be captured."""
+    settings = message.settings
+    if group is not None:
+        num_threads = settings.threads or len(binding.available_cores())
+        settings = msgspec.structs.replace(settings, threads=max(1, num_threads // group.size))
+    if message.bind_cpu:
+        binding.bind(*((0, 1) if group is None else (group.rank, group.size)))
     model = open_model(message.model)
-    engine = engines.get(message.engine, model, message.settings)
-    if message.capture is None:
+    engine = engines.get(message.engine, model, settings, group)
+    if message.capture is None or (group is not None and group.rank):
         return engine, None
     header = contest.Header(
         every=message.capture.every,
@@ -114,24 +153,35 @@ def load(message: frames.Load) -> tuple[Engine, Recorder | None]:
     return engine, Recorder(contest.Writer(Path(message.capture.folder), header))
 
 
+def _refused(error: LlmbenchError) -> frames.Refused:
+    return frames.Refused(message=str(error), exit_code=error.exit_code)
+
+
 def serve(channel: frames.Channel) -> None:
-    """Answer frames until the server stops this agent or has gone."""
+    """Answer frames until the server stops this agent or has gone. Raises AgentDied when its group is broken."""
     engine: Engine | None = None
     recorder: Recorder | None = None
     hollow_time_s: float | None = None
     arena: Arena | None = None
+    group: Collective | None = None
     try:
         while (message := channel.receive()) is not None:
             try:
                 if isinstance(message, frames.Step):
                     assert engine is not None, "a step came before the model"
                     assert arena is not None, "a step came before the arena"
-                    if hollow_time_s is None:
+                    if group is not None:
+                        answer = take_part(group, engine, arena.arrays, message, recorder, hollow_time_s)
+                        if answer is not None:
+                            channel.send(answer)
+                    elif hollow_time_s is None:
                         channel.send(run_step(engine, arena.arrays, message, recorder))
                     else:
                         channel.send(run_hollow_step(arena.arrays, message, hollow_time_s))
                 elif isinstance(message, frames.Load):
-                    engine, recorder = load(message)
+                    if (member := message.member) is not None:
+                        group = Collective.join(Path(member.path), member.rank, member.size)
+                    engine, recorder = load(message, group)
                     hollow_time_s = message.settings.step_time_s if message.hollow else None
                     channel.send(frames.Loaded(capacity=engine.capacity(), engine=engine.name, dtype=engine.dtype))
                 elif isinstance(message, frames.Attach):
@@ -142,11 +192,17 @@ def serve(channel: frames.Channel) -> None:
                     channel.send(frames.Ok())
                 else:
                     return
+            except AgentDied:
+                raise
             except LlmbenchError as error:
-                channel.send(frames.Refused(message=str(error), exit_code=error.exit_code))
+                channel.send(_refused(error))
             except MemoryError:
+                if group is not None:  # the others wait where this rank does not come any more
+                    raise
                 channel.send(frames.Refused(message="out of memory", exit_code=3))
     finally:
+        if group is not None:
+            group.leave()
         if engine is not None:
             engine.close()
         if recorder is not None:
@@ -160,7 +216,10 @@ def main(host: str, port: int) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         channel = frames.Channel(connection)
         channel.send(frames.Hello(token=os.environ.pop(TOKEN_VARIABLE, ""), pid=os.getpid()))
-        serve(channel)
+        try:
+            serve(channel)
+        except AgentDied as error:
+            sys.exit(f"agent {os.getpid()} ends: {error}")
 
 
 if __name__ == "__main__":

@@ -152,29 +152,40 @@ class Arena:
     @classmethod
     def create(cls, size: Dimensions) -> "Arena":
         """Make the file, at the server. Raises OSError when there is no room."""
-        path = _folder() / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        try:
-            _reserve(descriptor, num_bytes(size))
-            return cls(path, mmap.mmap(descriptor, num_bytes(size)), size)
-        except BaseException:
-            path.unlink()
-            raise
-        finally:
-            os.close(descriptor)
+        path, memory = create_memory(num_bytes(size))
+        return cls(path, memory, size)
 
     @classmethod
     def attach(cls, path: Path, size: Dimensions) -> "Arena":
         """Map the file that the server made."""
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            return cls(path, mmap.mmap(descriptor, num_bytes(size)), size)
-        finally:
-            os.close(descriptor)
+        return cls(path, map_memory(path, num_bytes(size)), size)
 
     def unlink(self) -> None:
         """Remove the name; both sides keep their memory."""
         self.path.unlink(missing_ok=True)
+
+
+def create_memory(count: int) -> tuple[Path, mmap.mmap]:
+    """A new file of so many bytes, zeros, and its memory. Raises OSError when there is no room."""
+    path = _folder() / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        _reserve(descriptor, count)
+        return path, mmap.mmap(descriptor, count)
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def map_memory(path: Path, count: int) -> mmap.mmap:
+    """The memory of a file that another process made."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        return mmap.mmap(descriptor, count)
+    finally:
+        os.close(descriptor)
 
 
 def _reserve(descriptor: int, count: int) -> None:

@@ -41,14 +41,28 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     every: int
 
 
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's place among `size` of them that hold one model; `path` is the memory through which they exchange."""
+
+    rank: int
+    size: int
+    path: str
+
+
 class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """What the agent is to run. A `hollow` one answers every step at once, without running anything."""
+    """What the agent is to run. A `hollow` one answers every step at once, without running anything.
+
+    One that is a `member` of a group takes part in every step, but only rank 0 answers it. `settings.threads` are of
+    all ranks together.
+    """
 
     model: str
     engine: str
     settings: EngineSettings
     capture: Capture | None = None
     hollow: bool = False
+    member: Member | None = None
+    bind_cpu: bool = False
 
 
 class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):

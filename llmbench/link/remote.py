@@ -144,6 +144,11 @@ class Agent:
         return self._process.pid
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """Of all ranks: there is one."""
+        return (self.pid,)
+
+    @property
     def died(self) -> AgentDied | None:
         """Why the process can do no more steps; None while it lives."""
         return self._connection.error
@@ -154,16 +159,16 @@ class Agent:
 
     async def attach(self, size: Dimensions) -> None:
         """Share an arena of these dimensions; its name is gone again when this returns."""
+        arena = new_arena(size)
         try:
-            arena = Arena.create(size)
-        except OSError as error:
-            raise ServingError(f"no room for the shared memory of the agent link ({error.strerror})") from error
-        try:
-            message = frames.Attach(path=str(arena.path), **msgspec.structs.asdict(size))
-            await self._ask(message, frames.Ok)
+            await self.share(arena)
         finally:
             arena.unlink()
         self.arrays = arena.arrays
+
+    async def share(self, arena: Arena) -> None:
+        """Let the agent map an arena that may be others' too."""
+        await self._ask(frames.Attach(path=str(arena.path), **msgspec.structs.asdict(arena.arrays.size)), frames.Ok)
 
     def begin(
         self,
@@ -188,6 +193,15 @@ class Agent:
         self.agent_ns += done.agent_ns
         return *self.arrays.result(num_sequences), done.scored
 
+    def send(self, step: frames.Step) -> None:
+        """Set the agent off on a step that lies in an arena already."""
+        self._connection.send(step)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def close(self) -> None:
         """Let the agent end; kill it when it does not."""
         with contextlib.suppress(AgentDied):
@@ -207,6 +221,14 @@ class Agent:
         if not isinstance(answer, kind):
             raise AgentDied(f"the agent answered {type(answer).__name__} where {kind.__name__} was due")
         return answer
+
+
+def new_arena(size: Dimensions) -> Arena:
+    """An arena to share. Raises ServingError when there is no room for it."""
+    try:
+        return Arena.create(size)
+    except OSError as error:
+        raise ServingError(f"no room for the shared memory of the agent link ({error.strerror})") from error
 
 
 async def _first(connected: "asyncio.Future[_Connection]", process: asyncio.subprocess.Process) -> _Connection:

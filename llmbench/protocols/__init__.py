@@ -48,6 +48,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     num_free_blocks: int
     block_size: int
+    num_ranks: int = 1
     ready: bool
 
 

@@ -286,7 +286,7 @@ def _config(status: Status) -> dict[str, Any]:
         "max_seq_len": status.max_model_len,
         "npu_mem_size": None,
         "cpu_mem_size": None,
-        "world_size": 1,
+        "world_size": status.num_ranks,
         "model_weight_path": status.model_name,
         "model_instance_type": "Standard",
     }

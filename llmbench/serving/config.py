@@ -49,7 +49,9 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `model` is `embedded`, `random:PRESET` or a folder; `tokenizer` is used by models that bring none; `pad_id` inside
     a prompt is refused, as the contest's stack did; `eos_ids` None takes the model's; `model_dtype` is what the info
-    routes say, None for the engine's; `threads` of the engine, None for all cores; `agent_port` 0 takes a free one.
+    routes say, None for the engine's; `threads` of the engine, None for all cores. `ranks` agents hold the model
+    together, each a part of it, and share the threads; `agent_ports` are for the first of them, 0 or none
+    takes a free one; `bind_cpu` gives each cores of its own, see link.binding.
     `dialects` holds the options of HTTP dialects by name. `stub` replaces a part of the stack, see serving.stubs, by
     one that takes `step_time_s` for a step and nothing else.
     """
@@ -61,7 +63,9 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     host: str = "127.0.0.1"
     port: int = 8835
     agent_host: str = "127.0.0.1"
-    agent_port: int = 0
+    agent_ports: tuple[int, ...] = ()
+    ranks: int = 1
+    bind_cpu: bool = False
     threads: int | None = None
     pad_id: int | None = 0
     eos_ids: tuple[int, ...] | None = None
@@ -122,6 +126,7 @@ def _check(built: ServeConfig, source: str) -> None:
         "kv_cache.block_size": cache.block_size,
         "kv_cache.num_blocks": cache.num_blocks,
         "threads": built.threads,
+        "ranks": built.ranks,
         "http.max_body_bytes": built.http.max_body_bytes,
         "http.max_connections": built.http.max_connections,
         "capture.every": built.capture.every if built.capture else None,
@@ -137,6 +142,9 @@ def _check(built: ServeConfig, source: str) -> None:
             f"{source}: limits.max_tokens_per_step: must be at least limits.max_batch ({limits.max_batch}), "
             f"or running sequences would wait for each other; got {limits.max_tokens_per_step}"
         )
-    for key, port in (("port", built.port), ("agent_port", built.agent_port)):
-        if not 0 <= port <= 65_535:
-            raise ConfigError(f"{source}: {key}: must be between 0 and 65535, got {port}")
+    for key, ports in (("port", (built.port,)), ("agent_ports", built.agent_ports)):
+        for port in ports:
+            if not 0 <= port <= 65_535:
+                raise ConfigError(f"{source}: {key}: must be between 0 and 65535, got {port}")
+    if built.ranks > 1 and built.stub in ("link", "http"):
+        raise ConfigError(f"{source}: ranks: there are no agents with stub {built.stub}; got {built.ranks}")

@@ -62,12 +62,14 @@ def translate(values: dict[str, Any], source: str, model: str | None) -> tuple[d
             "(embedded, random:llama2-7b, or a Hugging Face folder)",
         )
     agent_ip = file.get("serving_config.agent_ip", "localhost")
+    agent_ports = file.integers("serving_config.agent_ports", [16002])
     ours: dict[str, Any] = {
         "model": model,
         "model_name": file.get("model_config.model_name", ""),
         "port": file.get("serving_config.server_port", 8835),
         "agent_host": "127.0.0.1" if agent_ip == "localhost" else agent_ip,
-        "agent_port": _agent_port(file),
+        "agent_ports": agent_ports,
+        "ranks": len(agent_ports),  # one agent for each, as in the original
         "pad_id": file.get("model_config.pad_token_id", 0),
         "eos_ids": [file.get("model_config.end_token", 2)],
         # told on the model-info route and used for nothing else, as in the original
@@ -120,10 +122,3 @@ def _kv_cache(file: ForeignFile) -> dict[str, Any]:
         "num_blocks": file.get("pa_config.num_blocks", 224) - 1,
         "block_size": file.get("pa_config.block_size", 128),
     }
-
-
-def _agent_port(file: ForeignFile) -> int:
-    ports = file.integers("serving_config.agent_ports", [16002])
-    if len(ports) > 1:
-        raise file.error("serving_config.agent_ports", f"asks for {len(ports)} ranks; this version runs one agent")
-    return ports[0]

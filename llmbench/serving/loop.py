@@ -10,6 +10,7 @@ from llmbench.errors import AgentDied, LlmbenchError
 from llmbench.link.arena import Row, StepArrays
 from llmbench.link.extras import Extra, Penalties, PromptTargets, Scored
 from llmbench.link.frames import Admitted
+from llmbench.link.ranks import AgentGroup
 from llmbench.link.remote import Agent
 from llmbench.serving.frontend import Frontend
 from llmbench.serving.observe import Observer
@@ -20,6 +21,7 @@ from llmbench.serving.stubs import LinkStub
 _log = logging.getLogger(__name__)
 
 _HEAD = 20  # ids of a prompt that the names of captured rows are made from
+AnyAgent = Agent | AgentGroup | LinkStub
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 10.0
 
 
@@ -30,8 +32,8 @@ class StepLoop:
         self,
         scheduler: Scheduler,
         frontend: Frontend,
-        agent: Agent | LinkStub,
-        start_agent: Callable[[], Awaitable[Agent | LinkStub]],
+        agent: AnyAgent,
+        start_agent: Callable[[], Awaitable[AnyAgent]],
         wake: asyncio.Event,
         observer: Observer,
     ) -> None:
@@ -124,10 +126,10 @@ class StepLoop:
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
         self.ready = True
-        _log.warning("agent %d is ready", self.agent.pid)
+        _log.warning("agent %s is ready", ", ".join(map(str, self.agent.pids)))
 
 
-def write_step(agent: Agent | LinkStub, plan: Plan) -> None:
+def write_step(agent: AnyAgent, plan: Plan) -> None:
     """Write a plan into the arena and set the agent off."""
     place(agent.arrays, plan)
     rows, steps = step_rows(plan)

@@ -83,6 +83,7 @@ def translate(values: dict[str, Any], source: str, model: str | None) -> tuple[d
             "max_prompt_len": file.get(f"{_DEPLOY}.maxInputTokenLen", 2048),
             "max_new_tokens": file.get(f"{_SCHEDULE}.maxIterTimes", 512),
         },
+        "ranks": file.get(f"{served}.worldSize", 1),
         "kv_cache": {"block_size": file.get(f"{_SCHEDULE}.cacheBlockSize", 128)},
     }
     kind = file.get(f"{served}.modelInstanceType", "Standard")
@@ -101,6 +102,5 @@ def _refuse(file: ForeignFile) -> None:
     file.must_be("BackendConfig.modelInstanceNumber", 1, "one server runs one instance")
     file.must_be("BackendConfig.multiNodesInferEnabled", False, _ONE_NODE)
     file.must_be(f"{_DEPLOY}.truncation", False, "a prompt that is too long is refused, never cut")
-    file.must_be(f"{_MODEL}.0.worldSize", 1, "this version runs one agent")
     file.must_be(f"{_SCHEDULE}.prefillPolicyType", 0, "the policy is first come, first served")
     file.must_be(f"{_SCHEDULE}.decodePolicyType", 0, "the policy is first come, first served")

@@ -17,13 +17,14 @@ from llmbench import plugins, protocols
 from llmbench.engines import Capacity, EngineSettings
 from llmbench.errors import ConfigError
 from llmbench.link import arena, frames
+from llmbench.link.ranks import AgentGroup
 from llmbench.link.remote import Agent
 from llmbench.protocols import Dialect, Status
 from llmbench.serving import server
 from llmbench.serving.blocks import BlockPool
 from llmbench.serving.config import ServeConfig
 from llmbench.serving.frontend import Frontend
-from llmbench.serving.loop import StepLoop, cancelled
+from llmbench.serving.loop import AnyAgent, StepLoop, cancelled
 from llmbench.serving.observe import Observer
 from llmbench.serving.scheduler import Scheduler
 from llmbench.serving.stubs import FrontendStub, LinkStub
@@ -44,7 +45,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     num_blocks: int
     block_size: int
-    agent_pid: int
+    agent_pids: tuple[int, ...]
     tokenizer: str
 
 
@@ -145,7 +146,7 @@ def _running(
         max_model_len=status.max_model_len,
         num_blocks=status.num_blocks,
         block_size=status.block_size,
-        agent_pid=loop.agent.pid,
+        agent_pids=loop.agent.pids,
         tokenizer=tokenizer.source,
     )
 
@@ -156,17 +157,24 @@ class _AgentStarter:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
 
-    async def start(self) -> Agent | LinkStub:
+    async def start(self) -> AnyAgent:
         """An agent with its model loaded. Raises LlmbenchError."""
         if self._config.stub in ("link", "http"):
             return _link_stub(self._config)
-        agent = await Agent.start(_load(self._config), self._config.agent_host, self._config.agent_port)
+        agent = await _start(self._config)
         try:
             await agent.attach(_dimensions(self._config, agent.loaded))
         except BaseException:
             await agent.close()
             raise
         return agent
+
+
+async def _start(config: ServeConfig) -> Agent | AgentGroup:
+    load, ports = _load(config), (config.agent_ports + (0,) * config.ranks)[: config.ranks]
+    if config.ranks == 1:
+        return await Agent.start(load, config.agent_host, ports[0])
+    return await AgentGroup.start(load, config.agent_host, ports)
 
 
 def _link_stub(config: ServeConfig) -> LinkStub:
@@ -205,6 +213,7 @@ class _Host:
             num_blocks=scheduler.pool.num_blocks,
             num_free_blocks=scheduler.pool.num_free,
             block_size=scheduler.pool.block_size,
+            num_ranks=self._config.ranks,
             ready=self._loop.ready,
         )
 
@@ -260,6 +269,7 @@ def _load(config: ServeConfig) -> frames.Load:
         model=config.model,
         engine="stub" if config.stub in ("model", "agent") else config.engine,
         hollow=config.stub == "agent",
+        bind_cpu=config.bind_cpu,
         settings=EngineSettings(
             num_blocks=config.kv_cache.num_blocks,
             block_size=config.kv_cache.block_size,

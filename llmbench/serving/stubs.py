@@ -31,7 +31,7 @@ class LinkStub:
     def __init__(self, loaded: frames.Loaded, size: Dimensions, step_time_s: float) -> None:
         self.loaded = loaded
         self.arrays = StepArrays.private(size)
-        self.pid = os.getpid()
+        self.pids = (os.getpid(),)
         self._step_time_s = step_time_s
         self._wanted: list[bool] = []
 

@@ -187,7 +187,9 @@ def test_flags_win_over_the_file_key_by_key(write: Write) -> None:
         ({"threads": 0}, "threads: must be at least 1, got 0"),
         ({"capture": {"folder": "x", "every": 0}}, "capture.every: must be at least 1, got 0"),
         ({"port": 65_536}, "port: must be between 0 and 65535, got 65536"),
-        ({"agent_port": -1}, "agent_port: must be between 0 and 65535, got -1"),
+        ({"ranks": 0}, "ranks: must be at least 1, got 0"),
+        ({"ranks": 2, "stub": "link"}, "ranks: there are no agents with stub link; got 2"),
+        ({"agent_ports": [-1]}, "agent_ports: must be between 0 and 65535, got -1"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named_with_its_key(write: Write, values: dict[str, Any], message: str) -> None:
@@ -223,7 +225,7 @@ def test_the_contests_file_is_read_as_the_original_meant_it(write: Write) -> Non
     assert (loaded.model_name, loaded.model_dtype, loaded.pad_id, loaded.eos_ids) == (
         "llama_7b", "DataType.FLOAT32", 0, (2,),
     )  # fmt: skip
-    assert (loaded.port, loaded.agent_host, loaded.agent_port) == (8835, "127.0.0.1", 16002)
+    assert (loaded.port, loaded.agent_host, loaded.agent_ports) == (8835, "127.0.0.1", (16002,))
     assert loaded.tokenizer == "/models/tokenizer.model"
     assert loaded.limits.max_batch == 128
     assert loaded.limits.batching == "continuous"
@@ -312,12 +314,17 @@ def test_what_the_original_requires_is_required(write: Write, dotted: str) -> No
         ({"model_config.model_name": 7}, "model_config.model_name: expected text, got 7"),
         ({"pa_config.num_blocks": "1024"}, "pa_config.num_blocks: expected a whole number, got '1024'"),
         ({"pa_config.num_blocks": True}, "pa_config.num_blocks: expected a whole number, got True"),
-        ({"serving_config.agent_ports": [1, 2]}, "serving_config.agent_ports: asks for 2 ranks"),
         ({"tokenizer.type": "GPT2Tokenizer"}, "tokenizer.type: "),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(write: Write, changes: dict[str, Any], message: str) -> None:
     assert f": {message}" in refusal(lambda: contest(write, changes))
+
+
+def test_an_agent_runs_for_each_port_as_in_the_original(write: Write) -> None:
+    loaded = contest(write, {"serving_config.agent_ports": [16002, 16010]}).config
+    assert (loaded.ranks, loaded.agent_ports) == (2, (16002, 16010))
+    assert contest(write, {"serving_config.agent_ports": [16002, 16010]}, ranks=1).config.ranks == 1
 
 
 @pytest.mark.parametrize("block", ["pa_config", "model_config", "tokenizer"])
@@ -401,6 +408,10 @@ def test_the_model_of_a_mindie_file_is_served_unless_another_is_given(write: Wri
     assert mindie(write, model=None).config.model == "/m"
 
 
+def test_the_world_size_of_a_mindie_file_is_the_number_of_ranks(write: Write) -> None:
+    assert mindie(write, ("BackendConfig.ModelDeployConfig.ModelConfig.0.worldSize", 4)).config.ranks == 4
+
+
 def test_a_mock_model_of_mindie_is_the_stub_engine(write: Write) -> None:
     key = "BackendConfig.ModelDeployConfig.ModelConfig.0.modelInstanceType"
     assert mindie(write, (key, "StandardMock")).config.engine == "stub"
@@ -414,7 +425,7 @@ def test_a_mock_model_of_mindie_is_the_stub_engine(write: Write) -> None:
         ("ServerConfig.prot", 1, "ServerConfig.prot: unknown key"),
         ("ServerConfig.port", "1025", "ServerConfig.port: expected a whole number, got '1025'"),
         ("BackendConfig.ModelDeployConfig.truncation", True, "BackendConfig.ModelDeployConfig.truncation: only False"),
-        ("BackendConfig.ModelDeployConfig.ModelConfig.0.worldSize", 2, ".worldSize: only 1 works here, got 2"),
+        ("BackendConfig.ModelDeployConfig.ModelConfig.0.worldSize", "2", ".worldSize: expected a whole number, got"),
         ("BackendConfig.ModelDeployConfig.ModelConfig.0.modelName", "", ".modelName: is required"),
         ("BackendConfig.ModelDeployConfig.ModelConfig.0.modelInstanceType", "Mock", "expected Standard or"),
     ],
