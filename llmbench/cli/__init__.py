@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, data, layers, perf, plan, report, serve
+from llmbench.cli import acc, data, doctor, layers, perf, plan, report, serve
 from llmbench.errors import LlmbenchError
 
 INTERRUPTED = 130
@@ -23,6 +23,7 @@ app.command("serve")(serve.serve)
 app.command("perf")(perf.perf)
 app.command("report")(report.report)
 app.command("layers")(layers.layers)
+app.command("doctor")(doctor.doctor)
 app.add_typer(acc.app, name="acc")
 app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")

@@ -4,6 +4,7 @@ The null server and the client are the two processes of this machine that a meas
 is the error of the instrument on this machine, at this load, now.
 """
 
+import math
 import os
 import platform
 import resource
@@ -20,6 +21,7 @@ from llmbench import protocols
 from llmbench.clock import now_ns, seconds
 from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.loadgen.client import Timeouts, locate
+from llmbench.loadgen.driver import Counts
 from llmbench.loadgen.null_server import NullServer, Settings, launched, truth
 from llmbench.loadgen.run import Outcome, run
 from llmbench.metrics.instrument import InstrumentError, errors
@@ -89,7 +91,7 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What the instrument adds on one machine at one load. CPU is that of the client's process."""
+    """What the instrument adds on one machine at one load. CPU is the client's process', while its loop runs."""
 
     kind: str = "llmbench calibration 1"
     when: str
@@ -159,10 +161,10 @@ def planned_load(plan: Plan, budget_s: float = 2.0, concurrency: int | None = No
 
 def measure(load: Load, dialect_name: str, server: NullServer) -> Calibration:
     """One run against a null server that behaves as the load says. Raises as `calibrate`."""
-    before_s = _cpu_s()
+    used_s: list[float] = []  # CPU time at the start of the loop, now and then, and at its end
     with tempfile.TemporaryDirectory() as folder:
-        outcome = _run(load, dialect_name, server, Path(folder) / "journal.jsonl")
-    cpu_s = _cpu_s() - before_s
+        outcome = _run(load, dialect_name, server, Path(folder) / "journal.jsonl", lambda _: used_s.append(_cpu_s()))
+    cpu_s = used_s[-1] - used_s[0]
     answered = [record for record in outcome.records if record.status == "answered"]
     if not answered:
         reasons = {record.reason for record in outcome.records}
@@ -211,7 +213,10 @@ def share_of_ceiling(found: Calibration, requests_per_s: float, num_tokens: floa
     events = requests_per_s * num_tokens
     if found.ceiling is None:
         return found.cpu_utilisation * events / max(found.load.events_per_s, 1e-9)
-    return requests_per_s / found.ceiling.requests_per_s + events / found.ceiling.events_per_s
+    most = found.ceiling
+    if not most.requests_per_s or not most.events_per_s:  # not even the lowest load was sustained
+        return math.inf
+    return requests_per_s / most.requests_per_s + events / most.events_per_s
 
 
 def plus_minus(found: Calibration) -> str:
@@ -296,10 +301,12 @@ def _settings(load: Load) -> Settings:
     return Settings(ttft_s=load.ttft_s, gap_s=load.gap_s)
 
 
-def _run(load: Load, dialect_name: str, server: NullServer, journal: Path) -> Outcome:
+def _run(
+    load: Load, dialect_name: str, server: NullServer, journal: Path, progress: Callable[[Counts], None]
+) -> Outcome:
     timeouts = Timeouts(head_s=_TIMEOUT_S, total_s=_TIMEOUT_S)
     dialect = protocols.get(dialect_name)
-    outcome = run(_plan(load, dialect_name), locate(server.url), dialect, timeouts, journal, load.streams)
+    outcome = run(_plan(load, dialect_name), locate(server.url), dialect, timeouts, journal, load.streams, progress)
     if outcome.interrupted:
         raise KeyboardInterrupt
     return outcome

@@ -11,7 +11,6 @@ from llmbench.clock import seconds
 from llmbench.metrics import Trace, per_request
 from llmbench.metrics.summary import percentile
 
-
 _ENOUGH_FOR_P99 = 200
 
 
@@ -41,7 +40,7 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def high_s(self) -> float | None:
-        """The 99th percentile of 200 errors or more, the 95th of fewer, whose 99th is little more than their maximum."""
+        """The 99th percentile; the 95th of fewer than 200 errors, whose 99th is little more than their maximum."""
         return self.p99_s if self.num >= _ENOUGH_FOR_P99 else self.p95_s
 
 
