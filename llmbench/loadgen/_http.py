@@ -114,7 +114,7 @@ class ResponseParser:
         if self._expect is _Expect.CLOSE:
             body.append(data[position:])
             return len(data)
-        if self._expect in (_Expect.SIZED, _Expect.CHUNK):
+        if self._expect is _Expect.SIZED or self._expect is _Expect.CHUNK:
             return self._take(data, position, body)
         end = data.find(b"\n", position)
         if end < 0:
@@ -122,6 +122,11 @@ class ResponseParser:
         line = data[position:end].rstrip(b"\r")
         if self._expect is _Expect.CHUNK_SIZE:
             self._chunk_size(line)
+            behind = end + 1 + self._left
+            if self._left and data[behind : behind + 2] == b"\r\n":  # all of the chunk is here, as almost always
+                body.append(data[end + 1 : behind])
+                self._expect = _Expect.CHUNK_SIZE
+                return behind + 2
         elif self._expect is _Expect.CHUNK_END:
             if line:
                 raise HttpError("a chunk is longer than its size")
