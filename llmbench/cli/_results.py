@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmbench.cli import _plan
+from llmbench.cli._evidence import evidence
 from llmbench.loadgen import journal
 from llmbench.metrics import checks as validity
 from llmbench.metrics.summary import Summary, summarise
@@ -40,13 +40,12 @@ def read(folder: Path, allow: Collection[str] = ()) -> Results:
     """The results of the run in this folder. Raises InputError when it is none, or `allow` names no check."""
     plan = plans.load(folder / PLAN)
     trail = journal.read_run(folder, plan)
-    evidence = validity.Evidence(traces=trail.records, declared=_plan.declaration(plan), seams_s=trail.seams_s)
     return Results(
         folder=folder,
         plan=plan,
         trail=trail,
         numbers=summarise(trail.records),
-        checks=validity.check(evidence, allow),
+        checks=validity.check(evidence(folder, plan, trail), allow),
     )
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from llmbench.loadgen.record import Record
 from llmbench.metrics import arrivals, checks
+from llmbench.metrics.checks import pace
 
 Floats = NDArray[np.float64]
 RATE = 20.0
@@ -142,23 +143,23 @@ def test_the_lateness_of_a_good_client_is_not_held_against_it(rate: float) -> No
 
 def test_the_check_passes_a_clean_run_and_fails_workers_in_step() -> None:
     due = poisson()
-    good = checks.arrivals_as_declared(checks.Evidence(traces=traces(due + 0.0003, due), declared=declared(due)))
+    good = pace.arrivals_as_declared(checks.Evidence(traces=traces(due + 0.0003, due), declared=declared(due)))
     assert good.verdict == "ok"
     assert good.value is not None
     assert good.value < 1
-    bad = checks.arrivals_as_declared(checks.Evidence(traces=traces(in_step(10), due), declared=declared(due)))
+    bad = pace.arrivals_as_declared(checks.Evidence(traces=traces(in_step(10), due), declared=declared(due)))
     assert bad.verdict == "failed"
     assert "index of dispersion, 1 s" in bad.remedy or "KS" in bad.remedy
 
 
 def test_the_check_does_not_apply_to_few_requests_to_slots_or_to_processes_without_chance() -> None:
     due = poisson()
-    few = checks.arrivals_as_declared(checks.Evidence(traces=traces(due[:40], due[:40]), declared=declared(due)))
+    few = pace.arrivals_as_declared(checks.Evidence(traces=traces(due[:40], due[:40]), declared=declared(due)))
     held = traces(due, due)
     held[5].released_ns = held[5].due_ns + 1
-    waited = checks.arrivals_as_declared(checks.Evidence(traces=held, declared=declared(due)))
+    waited = pace.arrivals_as_declared(checks.Evidence(traces=held, declared=declared(due)))
     nothing_random = arrivals.Declaration(unit_gaps=lambda _: None, due_s=dict(enumerate(due.tolist())))
-    burst = checks.arrivals_as_declared(checks.Evidence(traces=traces(due, due), declared=nothing_random))
+    burst = pace.arrivals_as_declared(checks.Evidence(traces=traces(due, due), declared=nothing_random))
     assert {outcome.verdict for outcome in (few, waited, burst)} == {"not applicable"}
 
 
@@ -166,7 +167,7 @@ def test_requests_that_wait_for_an_answer_are_no_arrivals() -> None:
     due = poisson()
     turns = traces(due, due)
     turns.append(Record(index=9999, due_ns=turns[-1].due_ns, released_ns=turns[-1].due_ns, sent_ns=turns[-1].due_ns))
-    assert checks.arrivals_as_declared(checks.Evidence(traces=turns, declared=declared(due))).verdict == "ok"
+    assert pace.arrivals_as_declared(checks.Evidence(traces=turns, declared=declared(due))).verdict == "ok"
 
 
 def test_arrivals_are_checked_where_their_process_is_known() -> None:

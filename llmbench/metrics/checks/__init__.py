@@ -1,0 +1,50 @@
+"""Whether a run may be believed. Each check is one function from the evidence to a value, its limit and a way out.
+
+One file for each theme; a new check is one function and its name in CHECKS, and a line in docs/checks.md. INVALID says
+that the numbers are not those of what was asked, or cannot be trusted; INCONCLUSIVE that nobody can tell.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal
+
+import msgspec
+
+from llmbench.errors import InputError
+from llmbench.metrics.checks.answers import all_answered, output_lengths
+from llmbench.metrics.checks.client import busy, client_bound, instrument_error, stalled
+from llmbench.metrics.checks.pace import arrivals_as_declared, in_one_piece, own_lateness, rate_kept
+from llmbench.metrics.evidence import Check, Evidence, Verdict
+
+__all__ = ["CHECKS", "EXIT", "Check", "Evidence", "RunVerdict", "Verdict", "check", "verdict"]
+
+RunVerdict = Literal["VALID", "INVALID", "INCONCLUSIVE"]
+EXIT: dict[RunVerdict, int] = {"VALID": 0, "INVALID": 3, "INCONCLUSIVE": 4}
+
+CHECKS: tuple[Callable[[Evidence], Check], ...] = (
+    all_answered,
+    output_lengths,
+    own_lateness,
+    rate_kept,
+    arrivals_as_declared,
+    in_one_piece,
+    stalled,
+    busy,
+    instrument_error,
+    client_bound,
+)
+
+
+def check(run: Evidence, allow: Collection[str] = ()) -> list[Check]:
+    """All checks of a run; those whose ids are in `allow` are marked so. Raises InputError for an id that is none."""
+    outcomes = [function(run) for function in CHECKS]
+    unknown = set(allow) - {outcome.id for outcome in outcomes}
+    if unknown:
+        known = ", ".join(outcome.id for outcome in outcomes)
+        raise InputError(f"--allow {min(unknown)}: there is no such check; the checks are {known}")
+    return [msgspec.structs.replace(outcome, allowed=True) if outcome.id in allow else outcome for outcome in outcomes]
+
+
+def verdict(checks: Sequence[Check]) -> RunVerdict:
+    """INVALID when a check failed, else INCONCLUSIVE when one could not tell; allowed ones do not count."""
+    found = {outcome.verdict for outcome in checks if not outcome.allowed}
+    return "INVALID" if "failed" in found else "INCONCLUSIVE" if "inconclusive" in found else "VALID"
