@@ -54,6 +54,9 @@ class Events:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of the events that these bytes complete."""
+        end = len(data) - 2
+        if data.find(b"\n") == end and data.endswith(b"\n\n") and data.startswith(b"data: ") and self._fresh:
+            return [data[6:end].removesuffix(b"\r")]  # one whole event, as servers send them
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [payload for line in lines for payload in self._line(line.removesuffix(b"\r"))]
 
@@ -61,6 +64,10 @@ class Events:
         """The data of an event that lacks its empty line."""
         line, self._rest = self._rest.removesuffix(b"\r"), b""
         return (self._line(line) if line else []) + self._line(b"")
+
+    @property
+    def _fresh(self) -> bool:
+        return not self._rest and not self._data
 
     def _line(self, line: bytes) -> list[bytes]:
         if not line:
@@ -135,7 +142,7 @@ class JsonDecoder:
         """What is left, or an error when the answer never said that it was finished."""
         deltas = self._take(self._frames.close())
         if not self._ended:
-            deltas += self._made(b"", lambda: self._reader.end(done=False))
+            deltas += self._made(b"", lambda _: self._reader.end(done=False))
             if not deltas or deltas[-1].finish_reason is None:
                 deltas.append(failure("the response ended before the answer did"))
             self._ended = True
@@ -152,21 +159,21 @@ class JsonDecoder:
         return deltas
 
     def _read(self, payload: bytes) -> list[Delta]:
-        if payload.strip() == _DONE:
-            return self._made(payload, lambda: self._reader.end(done=True))
-        return self._made(payload, lambda: self._event(payload))
+        return self._made(payload, self._event)
 
     def _event(self, payload: bytes) -> Iterable[Delta]:
+        if payload.strip() == _DONE:
+            return self._reader.end(done=True)
         event = msgspec.json.decode(payload)
         if not isinstance(event, dict):
             raise TypeError(f"expected an object, found {type(event).__name__}")
         message = said_error(event)
         return [failure(message)] if message else self._reader.read(event)
 
-    def _made(self, payload: bytes, make: Callable[[], Iterable[Delta]]) -> list[Delta]:
+    def _made(self, payload: bytes, make: Callable[[bytes], Iterable[Delta]]) -> list[Delta]:
         """The Deltas that are made of a payload, or the one that says why none are."""
         try:
-            return [_sound(delta) for delta in make()]
+            return [_sound(delta) for delta in make(payload)]
         except (
             msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError, IndexError,
             AttributeError,
@@ -177,6 +184,8 @@ class JsonDecoder:
 
 def _sound(delta: Delta) -> Delta:
     """A Delta whose text is text and whose numbers are numbers: a foreign server may say anything."""
+    if type(delta.text) is str and type(delta.num_tokens) is int and delta.num_tokens >= 0 and not _totals(delta):
+        return delta
     for text in (delta.text, "" if delta.full_text is None else delta.full_text):
         if type(text) is not str:
             raise TypeError(f"expected text, found {text!r}")
@@ -184,6 +193,16 @@ def _sound(delta: Delta) -> Delta:
         if number is not None and (type(number) is not int or number < 0):
             raise TypeError(f"expected a number of tokens, found {number!r}")
     return delta
+
+
+def _totals(delta: Delta) -> bool:
+    """Whether it says anything of the whole answer."""
+    return (
+        delta.full_text is not None
+        or delta.total_tokens is not None
+        or delta.num_prompt_tokens is not None
+        or delta.num_cached_tokens is not None
+    )
 
 
 def said_error(event: dict[str, Any]) -> str:
