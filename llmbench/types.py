@@ -63,7 +63,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     """A token with its natural log-probability and the most likely ones at its place, likeliest first.
 
-    `logprob` is None for the first token of a prompt, which nothing precedes.
+    `logprob` is None for the first token of a prompt, which nothing precedes. `token_id` is -1 on the client's side,
+    which is told the texts only.
     """
 
     token_id: int

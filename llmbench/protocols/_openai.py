@@ -16,6 +16,7 @@ from llmbench.types import Delta, FinishReason, Request, TokenLogprob
 
 OWNER = "llmbench"
 MAX_LOGPROBS = 20
+_UNKNOWN_ID = -1  # of a token that a response gives by its text only
 _LEAST_LOGPROB = -9999.0  # OpenAI's sign for "very unlikely"; JSON has no minus infinity
 _REASONS: dict[FinishReason | None, str] = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -154,11 +155,15 @@ class OpenAiReader:
         whole: bool,
         text_of: Callable[[dict[str, Any]], str],
         scores_of: Callable[[dict[str, Any]], list[Any]],
+        logprobs_of: Callable[[dict[str, Any]], Iterable[TokenLogprob]] | None = None,
     ) -> None:
         self._request = request
         self._whole = whole
         self._text_of = text_of
         self._scores_of = scores_of
+        asked = request.sampling
+        wanted = asked.num_logprobs is not None or asked.prompt_logprobs is not None
+        self._logprobs_of = logprobs_of if wanted else None
         self._begun = False
         self._running = False  # usage comes with every chunk
         self._num_tokens = 0
@@ -197,15 +202,38 @@ class OpenAiReader:
         if reason is not None:
             self._reason = "length" if reason == "length" else "stop"
         ids = tuple(map(int, choice.get("token_ids") or ()))
+        logprobs = () if self._logprobs_of is None else tuple(self._logprobs_of(choice))
         if self._whole:
-            return [Delta(full_text=text, token_ids=ids)]
+            return [self._answer(text, ids, logprobs)]
         self._running = self._running or (usage is not None and reason is None)
         if usage and self._running:
             num_tokens = max(0, usage["completion_tokens"] - self._num_tokens)
         else:
             num_tokens = len(ids) or len(self._scores_of(choice)) or int(bool(text))
         self._num_tokens += num_tokens
-        return [Delta(text=text, token_ids=ids, num_tokens=num_tokens)] if text or num_tokens else []
+        if not text and not num_tokens:
+            return []
+        return [Delta(text=text, token_ids=ids, num_tokens=num_tokens, logprobs=logprobs)]
+
+    def _answer(self, text: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> Delta:
+        """A whole answer; one that echoes its prompt has the prompt's tokens first, as many as `usage` says."""
+        if self._request.sampling.prompt_logprobs is None:
+            return Delta(full_text=text, token_ids=ids, logprobs=logprobs)
+        num_prompt = self._totals.num_prompt_tokens
+        if num_prompt is None or num_prompt > len(logprobs):
+            raise ValueError("an echoed prompt without its log-probabilities, or without usage.prompt_tokens")
+        if isinstance(self._request.prompt, str):
+            text = text.removeprefix(self._request.prompt)
+        return Delta(full_text=text, token_ids=ids, logprobs=logprobs[num_prompt:], prompt=logprobs[:num_prompt])
+
+
+def read_logprob(text: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> TokenLogprob:
+    """A token as a response tells it, the likeliest at its place in order. Raises TypeError when it is none."""
+    told = [(text, 0.0 if logprob is None else logprob), *top]
+    if not all(isinstance(name, str) and isinstance(value, int | float) for name, value in told):
+        raise TypeError(f"expected tokens and their log-probabilities, found {told!r}")
+    likeliest = sorted(told[1:], key=lambda pair: -pair[1])
+    return TokenLogprob(token_id=_UNKNOWN_ID, text=text, logprob=logprob, top=tuple(likeliest))
 
 
 def client_stream(request: Request, continuous_usage: bool) -> dict[str, Any]:

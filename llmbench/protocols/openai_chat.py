@@ -6,7 +6,7 @@ text. `llama2` and `chatml` are for models that were trained with them.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -90,7 +90,7 @@ class OpenAiChat:
     def decoder(self, request: Request, headers: Mapping[str, str]) -> JsonDecoder:
         """Reads streams and whole answers; what a model reasons before its answer is text of it too."""
         stream = is_stream(request, headers)
-        reader = OpenAiReader(request, whole=not stream, text_of=_text, scores_of=_scores)
+        reader = OpenAiReader(request, whole=not stream, text_of=_text, scores_of=_scores, logprobs_of=_logprobs)
         return JsonDecoder(Events() if stream else Whole(), reader)
 
     def wants(self, path: str, body: bytes) -> bool:
@@ -299,3 +299,10 @@ def _text(choice: dict[str, Any]) -> str:
 
 def _scores(choice: dict[str, Any]) -> list[Any]:
     return (choice.get("logprobs") or {}).get("content") or []
+
+
+def _logprobs(choice: dict[str, Any]) -> Iterable[TokenLogprob]:
+    """The tokens of a choice, each with its rivals inside."""
+    for one in _scores(choice):
+        rivals = [(rival["token"], rival["logprob"]) for rival in one.get("top_logprobs") or []]
+        yield _openai.read_logprob(one["token"], one["logprob"], rivals)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from llmbench.errors import LlmbenchError
+from llmbench.errors import LlmbenchError, RequestError
 from llmbench.protocols import Host, HttpRequest, HttpResponse, Status, _openai
 from llmbench.protocols._body import FieldError, Fields, UnknownModel, decode
 from llmbench.protocols._http import JSON_HEADERS, STREAM_HEADERS, answer, check_carried, client_headers, is_stream
@@ -46,20 +46,22 @@ class OpenAiCompletions:
 
     def encode(self, request: Request) -> HttpRequest:
         """As OpenAI's client, with vLLM's extras where they are needed; a stream asks for `usage`."""
-        check_carried(request, self.name, (*CARRIED, "num_logprobs"))
+        check_carried(request, self.name, (*CARRIED, "num_logprobs", "prompt_logprobs"))
         prompt = request.prompt
         body: dict[str, Any] = {"model": self.model} if self.model else {}
         body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
         body |= client_fields(request, "max_tokens")
         if request.sampling.num_logprobs is not None:
             body["logprobs"] = request.sampling.num_logprobs
+        if request.sampling.prompt_logprobs is not None:
+            body |= _echo(request)
         body |= _openai.client_stream(request, self.continuous_usage)
         return HttpRequest(path=self.posts[0], headers=client_headers(request), body=msgspec.json.encode(body))
 
     def decoder(self, request: Request, headers: Mapping[str, str]) -> JsonDecoder:
         """Reads streams and whole answers."""
         stream = is_stream(request, headers)
-        reader = OpenAiReader(request, whole=not stream, text_of=_text, scores_of=_scores)
+        reader = OpenAiReader(request, whole=not stream, text_of=_text, scores_of=_scores, logprobs_of=_logprobs)
         return JsonDecoder(Events() if stream else Whole(), reader)
 
     def wants(self, path: str, body: bytes) -> bool:
@@ -262,3 +264,20 @@ def _text(choice: dict[str, Any]) -> str:
 
 def _scores(choice: dict[str, Any]) -> list[Any]:
     return (choice.get("logprobs") or {}).get("tokens") or []
+
+
+def _echo(request: Request) -> dict[str, Any]:
+    """The fields that ask for the prompt's log-probabilities. Raises RequestError for a stream, which brings none."""
+    if request.stream:
+        raise RequestError("prompt_logprobs come with a whole answer only, not with a stream")
+    asked = request.sampling
+    return {"echo": True, "logprobs": max(asked.num_logprobs or 0, asked.prompt_logprobs or 0)}
+
+
+def _logprobs(choice: dict[str, Any]) -> Iterable[TokenLogprob]:
+    """The tokens of a choice's four lists."""
+    lists = choice.get("logprobs") or {}
+    texts = lists.get("tokens") or []
+    tops = lists.get("top_logprobs") or [None] * len(texts)
+    for text, logprob, top in zip(texts, lists.get("token_logprobs") or [], tops, strict=True):
+        yield _openai.read_logprob(text, logprob, (top or {}).items())
