@@ -238,7 +238,9 @@ class ShardedLlama(NumpyLlama):
             part = self._head(hidden)
         gathered = self._group.gather(part)
         if gathered is not None:
-            return self._choose(batch, gathered.swapaxes(0, 1).reshape(len(part), -1)[:, : self._vocab_size])
+            num, width = part.shape
+            logits = gathered.swapaxes(0, 1).reshape(num, self._group.size * width)
+            return self._choose(batch, logits[:, : self._vocab_size])
         if not np.isfinite(hidden).all():  # then rank 0 finds no token and forgets these blocks, too
             self._forget(batch)
         num = len(batch.query_lens)

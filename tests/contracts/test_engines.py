@@ -12,6 +12,7 @@ from llmbench import engines, plugins
 from llmbench.engines import SAMPLING, Batch, Engine, EngineSettings, StepResult
 from llmbench.errors import InputError, ServingError
 from llmbench.weights.model import open_model
+from tests.together import Together
 
 NAMES = plugins.names("engines")
 MODEL = open_model("random:tiny")
@@ -33,15 +34,21 @@ class Part(NamedTuple):
     seed: int = 0
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(
+    scope="module", params=[(name, ranks) for name in NAMES for ranks in (1, 2)], ids="{0[0]}-{0[1]}".format
+)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Every engine, also as two ranks where it can be had so."""
+    name, num_ranks = request.param
     try:
-        plugins.load("engines", request.param)
+        module = plugins.load("engines", name)
     except ModuleNotFoundError as error:
         if str(error.name).startswith("llmbench"):
             raise
-        pytest.skip(f"engine {request.param} needs {error.name}")
-    made = engines.get(request.param, MODEL, SETTINGS)
+        pytest.skip(f"engine {name} needs {error.name}")
+    if num_ranks > 1 and not hasattr(module, "sharded"):
+        pytest.skip(f"engine {name} runs on one rank")
+    made = engines.get(name, MODEL, SETTINGS) if num_ranks == 1 else Together(name, MODEL, SETTINGS, num_ranks)
     yield made
     made.close()
 

@@ -16,6 +16,7 @@ from llmbench.engines import SAMPLING, Batch, Engine, EngineSettings
 from llmbench.errors import InputError, ServingError
 from llmbench.tokenizer import embedded_path
 from llmbench.weights.model import Model, open_model
+from tests.together import Together
 
 Ids = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -133,12 +134,17 @@ def step(engine: Engine, tables: npt.NDArray[np.int32], *parts: tuple[Ids, int])
     return logits
 
 
-def deviation(model: Model, expected: list[Float64], ids: list[Ids], num_decoded: int) -> float:
+def deviation(model: Model, expected: list[Float64], ids: list[Ids], num_decoded: int, num_ranks: int = 1) -> float:
     """The largest |difference| of logits from `expected` [T, vocab] of each sequence: each alone and all together,
     whole and in two pieces, then `num_decoded` tokens more.
     """
     longest = max(map(len, ids))
-    engine = engines.get("numpy_llama", model, EngineSettings(num_blocks=len(ids) * (longest // 16 + 1), threads=2))
+    settings = EngineSettings(num_blocks=len(ids) * (longest // 16 + 1), threads=2)
+    engine: Engine
+    if num_ranks == 1:
+        engine = engines.get("numpy_llama", model, settings)
+    else:
+        engine = Together("numpy_llama", model, settings, num_ranks)
     tables = np.random.default_rng(0).permutation(engine.capacity().num_blocks).astype(np.int32).reshape(len(ids), -1)
     worst = 0.0
     for members in [*([i] for i in range(len(ids))), list(range(len(ids)))]:
@@ -169,6 +175,26 @@ def test_logits_are_those_of_the_architecture(tmp_path: Path, config: dict[str, 
     model = open_model(str(write(tmp_path, config)))
     ids = random_ids(model, 4, 19, 36, 100)
     assert deviation(model, [reference(model, i) for i in ids], ids, num_decoded=3) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("config", "num_ranks"),
+    [
+        (LLAMA, 2),
+        (QWEN2, 2),
+        (QWEN2 | {"num_key_value_heads": 3, "intermediate_size": 201}, 3),
+        (LLAMA | {"num_key_value_heads": 1}, 2),
+        (QWEN2 | {"num_attention_heads": 8, "vocab_size": 9}, 4),  # 2 kv heads; the last rank has no part of the ids
+        (PLAIN | {"num_hidden_layers": 2}, 2),
+    ],
+    ids=["2 kv heads, 301 ids", "bias and tied", "three", "1 kv head", "each kv head twice", "no gqa"],
+)
+def test_several_ranks_together_give_the_logits_of_the_architecture(
+    tmp_path: Path, config: dict[str, Any], num_ranks: int
+) -> None:
+    model = open_model(str(write(tmp_path, config)))
+    ids = random_ids(model, 4, 19, 36, 300)
+    assert deviation(model, [reference(model, i) for i in ids], ids, num_decoded=3, num_ranks=num_ranks) < TOLERANCE
 
 
 def hugging_face(folder: Path) -> Callable[[list[Ids]], list[Float64]]:
@@ -222,7 +248,8 @@ def test_a_gate_that_overflows_the_exponential_gives_no_warning(tmp_path: Path) 
     assert deviation(model, expected, ids, num_decoded=1) < 1e-4 * max(1.0, scale)
 
 
-def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_path: Path, num_ranks: int) -> None:
     path = write(tmp_path, PLAIN) / "model.safetensors"
     model = open_model(str(tmp_path))
     content = bytearray(path.read_bytes())
@@ -230,7 +257,10 @@ def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_
     start = content.find(row.tobytes())
     content[start : start + 4] = np.float32(np.nan).tobytes()
     path.write_bytes(content)
-    engine = engines.get("numpy_llama", model, EngineSettings(num_blocks=4, threads=1))
+    settings = EngineSettings(num_blocks=4, threads=1)
+    engine: Engine = engines.get("numpy_llama", model, settings)
+    if num_ranks > 1:
+        engine = Together("numpy_llama", model, settings, num_ranks)
     tables = np.array([[0, 1]], np.int32)
     good = np.array([8, 9, 10])
     before = step(engine, tables, (good, 3))
