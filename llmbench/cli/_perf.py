@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-from llmbench import protocols
 from llmbench.cli import _plan, _results
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
+from llmbench.loadgen import fleet, journal
 from llmbench.loadgen.client import Target, Timeouts, locate
 from llmbench.loadgen.monitor import monitor
 from llmbench.loadgen.run import run
@@ -28,6 +29,7 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True):
     out_dir: Path | None
     data_shape: str | None
     concurrency: int | None
+    workers: int | Literal["auto"]
     timeout_s: float
     allow: list[str]
     plan: Path | None
@@ -45,7 +47,8 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
     """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
     say = _sayer(quiet)
     plan = _sealed(settings, say)
-    dialect = _dialect(settings, plan)
+    speech = _speech(settings, plan)
+    speech.dialect()  # a wrong name is wrong now
     if settings.out_dir is not None:
         files.make_folder(settings.out_dir, "--out-dir")
     with _target(settings, say) as target:
@@ -53,13 +56,10 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
         plans.save(plan, folder / _results.PLAN)
         files.write_json(folder / "config.json", settings)
         files.write_json(folder / "environment.json", files.environment())
-        timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
-        progress = None if quiet or not sys.stderr.isatty() else overwrite
-        journal = folder / "journal.jsonl"
-        outcome = run(plan, target, dialect, timeouts, journal, settings.concurrency, progress, [monitor])
+        interrupted = _send(settings, plan, target, speech, folder, quiet)
     results = _results.read(folder, settings.allow)
     _results.show(results, _results.write(results, settings.out_dir), json, quiet)
-    return _INTERRUPTED if outcome.interrupted else results.exit_code
+    return _INTERRUPTED if interrupted else results.exit_code
 
 
 def _sealed(settings: Settings, say: Say) -> plans.Plan:
@@ -69,10 +69,24 @@ def _sealed(settings: Settings, say: Say) -> plans.Plan:
     return plan
 
 
-def _dialect(settings: Settings, plan: plans.Plan) -> protocols.Dialect:
+def _speech(settings: Settings, plan: plans.Plan) -> fleet.Speech:
     """The dialect that is asked for, or the one of the plan."""
     options = {"data_shape": settings.data_shape} if settings.data_shape else {}
-    return protocols.get(settings.dialect or plan.settings.dialect or "contest", **options)
+    return fleet.Speech(name=settings.dialect or plan.settings.dialect or "contest", options=options)
+
+
+def _send(
+    settings: Settings, plan: plans.Plan, target: Target, speech: fleet.Speech, folder: Path, quiet: bool
+) -> bool:
+    """Send the plan, with one process or several; whether it was interrupted."""
+    timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
+    progress = None if quiet or not sys.stderr.isatty() else overwrite
+    slots = settings.concurrency
+    workers = fleet.num_workers(plan, slots) if settings.workers == "auto" else settings.workers
+    if workers > 1:
+        return fleet.send(plan, target, speech, timeouts, folder, workers, slots, progress)
+    path = folder / journal.name(1, 0)
+    return run(plan, target, speech.dialect(), timeouts, path, slots, progress, [monitor]).interrupted
 
 
 @contextmanager

@@ -24,6 +24,12 @@ class Task(str, Enum):
     ACCURACY = "2"
 
 
+def _workers(value: str) -> str:
+    if value != "auto" and not (value.isdecimal() and int(value) > 0):
+        raise typer.BadParameter(f"must be a number above 0, or auto; got {value!r}")
+    return value
+
+
 def perf(
     qps: Annotated[float, typer.Option("-X", "--qps", help="Requests per second.")] = 5.0,
     test_time: Annotated[
@@ -43,6 +49,10 @@ def perf(
     ] = None,
     data_shape: Annotated[str | None, typer.Option(help="Contest streams: list or object.  [default: list]")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="At most this many requests at once.")] = None,
+    workers: Annotated[
+        str,
+        typer.Option(callback=_workers, metavar="N|auto", help="Measuring processes; each sends a part of the plan."),
+    ] = "1",
     seed: Annotated[int, typer.Option(min=0, help="Gives the four seeds of what is drawn.")] = 0,
     seed_schedule: SeedOption = None,
     seed_prompts: SeedOption = None,
@@ -84,6 +94,7 @@ def perf(
         dialect=dialect,
         data_shape=data_shape,
         concurrency=concurrency,
+        workers="auto" if workers == "auto" else int(workers),
         seed=seed,
         seed_schedule=seed_schedule,
         seed_prompts=seed_prompts,

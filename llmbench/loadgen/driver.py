@@ -83,7 +83,10 @@ class Driver:
         self._loop.set_exception_handler(self._broken)
         self._alarm = alarm(self._loop, self._tick)
         try:
-            self._alarm.set(self._ahead[0][0])
+            if self.interrupted:
+                self._stop_sending()
+            else:
+                self._alarm.set(self._ahead[0][0])
             await self._over
         finally:
             self._alarm.close()
@@ -91,15 +94,19 @@ class Driver:
     def interrupt(self) -> None:
         """Send nothing more and wait briefly for what is under way; the second time, do not wait."""
         first, self.interrupted = not self.interrupted, True
+        if not first:
+            self._abandon()
+        elif self._records:  # it has begun
+            self._stop_sending()
+
+    def _stop_sending(self) -> None:
         unsent = [record for record in self._records.values() if record.released_ns is None]
         for queue in (self._waiting, self._closed, self._turns, self._ahead):
             queue.clear()
-        for record in unsent if first else []:
+        for record in unsent:
             record.reason = "not sent: interrupted"
             self._settle(record)
-        if not first:
-            self._abandon()
-        elif not self._over.done():
+        if not self._over.done():
             self._loop.call_later(self._drain_s, self._abandon)
 
     def _tick(self) -> None:

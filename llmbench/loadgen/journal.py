@@ -161,18 +161,23 @@ def complete(header: Header, records: Sequence[Record], requests: Sequence[Plann
     """The records, and an unfinished one for every planned request that a killed run left without one."""
     seen = {record.index for record in records}
     missing = [
-        Record(
-            index=planned.index,
-            request_id=planned.request.request_id,
-            reason="the run ended before it did",
-            due_ns=header.start_ns + round(planned.due_s * 1e9),
-            num_prompt_tokens=planned.num_prompt_tokens,
-            expected_tokens=planned.expected_tokens,
-        )
+        unfinished(planned, header.start_ns, "the run ended before it did")
         for planned in requests
         if planned.index not in seen
     ]
     return [*records, *missing]
+
+
+def unfinished(planned: PlannedRequest, start_ns: int, reason: str) -> Record:
+    """The record of a request that a process left without one."""
+    return Record(
+        index=planned.index,
+        request_id=planned.request.request_id,
+        reason=reason,
+        due_ns=start_ns + round(planned.due_s * 1e9),
+        num_prompt_tokens=planned.num_prompt_tokens,
+        expected_tokens=planned.expected_tokens,
+    )
 
 
 def _moved(segment: Segment, by_ns: int) -> Segment:

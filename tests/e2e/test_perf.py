@@ -105,6 +105,14 @@ def test_the_summary_can_be_had_as_json(tmp_path: Path, dataset: Path) -> None:
     assert toy.most_at_once == 1
 
 
+def test_several_processes_send_one_plan(tmp_path: Path, dataset: Path) -> None:
+    with closing(ToyServer(script)) as toy:
+        done = perf(tmp_path, dataset, toy.url, "-X", "50", "-n", "9", "--workers", "2", "--json")
+    assert json.loads(done.stdout)["summary"]["num_answered"] == 9, done.stderr
+    assert len(toy.bodies) == 9
+    assert len(list(folder(tmp_path).glob("journal*.jsonl"))) == 3
+
+
 def test_ctrl_c_keeps_what_there_is(tmp_path: Path, dataset: Path) -> None:
     reached = threading.Event()
 
@@ -132,6 +140,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path, dataset: Path) -> None:
     [
         (["-X", "0.01", "-T", "5"], "--test-time 100 or more"),
         (["-X", "-1"], "above 0"),
+        (["--workers", "0"], "a number above 0, or auto"),
         (["--arrivals", "poison"], "Did you mean 'poisson'"),
         (["--dialect", "contests"], "Did you mean 'contest'"),
         (["--url", "https://localhost:1"], "only http://"),
