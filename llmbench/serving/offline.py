@@ -57,13 +57,21 @@ class LLM:
         )
 
     def generate(
-        self, prompts: str | Sequences[str], max_new_tokens: int = 128, sampling: Sampling | None = None
+        self,
+        prompts: str | Sequences[str],
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        *,
+        joined: bool = False,
     ) -> list[str]:
-        """The answers, in the order of the prompts, batched as they fit. Raises PromptTooLong before anything runs."""
+        """The answers, in the order of the prompts, batched as they fit. Raises PromptTooLong before anything runs.
+
+        `joined` keeps the space between a prompt and its answer, as servers do that continue a text.
+        """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         sequences = [self._sequence(self.tokenizer.encode(prompt), max_new_tokens, sampling) for prompt in prompts]
         self._run(sequences)
-        return [self._text(sequence) for sequence in sequences]
+        return [self._text(sequence, joined) for sequence in sequences]
 
     def logits(self, token_ids: Sequences[int]) -> Float32:
         """The logits after each token, float32 [len, vocab], in one prefill. Raises PromptEmpty, PromptTooLong."""
@@ -94,12 +102,13 @@ class LLM:
             eos_ids=self._eos_ids,
         )
 
-    def _text(self, sequence: Sequence) -> str:
+    def _text(self, sequence: Sequence, joined: bool) -> str:
         """The text of an answer; one that has a stop text is generated to its end all the same."""
         asked = sequence.sampling
-        if not asked.stop:
+        if not asked.stop and not joined:
             return self.tokenizer.decode(sequence.output_ids)
-        stops, detokenizer, text = StopTexts(asked.stop, asked.include_stop), Detokenizer(self.tokenizer), ""
+        stops, text = StopTexts(asked.stop, asked.include_stop), ""
+        detokenizer = Detokenizer(self.tokenizer, after=sequence.prompt_ids[-1] if joined else None)
         for i, token_id in enumerate(sequence.output_ids):
             piece = detokenizer.push(token_id)
             if i == len(sequence.output_ids) - 1:

@@ -104,3 +104,21 @@ def test_wrong_models_engines_and_tokenizers_are_named() -> None:
         LLM("random:tiny", engine="numpy_lama")
     with pytest.raises(ConfigError, match="tokenizer: random:110m,layers=1 brings none and has 32000 ids"):
         LLM("random:110m,layers=1")
+
+
+def test_a_joined_answer_keeps_the_space_behind_its_prompt(llm: LLM) -> None:
+    (alone,) = llm.generate("Hello", max_new_tokens=24)
+    (joined,) = llm.generate("Hello", max_new_tokens=24, joined=True)
+    whole = llm.tokenizer.decode(llm.tokenizer.encode("Hello") + _greedy(llm, llm.tokenizer.encode("Hello"), 24))
+    assert joined == whole.removeprefix("Hello")
+    assert joined.removeprefix(" ") == alone
+
+
+def _greedy(llm: LLM, ids: list[int], number: int) -> list[int]:
+    """Greedy continuation, a whole prefill for each token."""
+    new: list[int] = []
+    for _ in range(number):
+        new.append(int(llm.logits(ids + new)[-1].argmax()))
+        if new[-1] == llm.tokenizer.eos_id:
+            break
+    return new
