@@ -1,0 +1,126 @@
+"""What a row of logits is boiled down to: its statistics, a checksum, its k largest values and a sample of the rest."""
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+UInt64 = npt.NDArray[np.uint64]
+Int64 = npt.NDArray[np.int64]
+
+STATISTICS = np.dtype(
+    [
+        ("lse", "<f8"),  # log of the sum of exp: what a logit is less its log-probability
+        ("mean", "<f8"),
+        ("variance", "<f8"),
+        ("checksum", "<u8"),  # of the row's float32 bits
+        ("top", "<f4"),
+        ("second", "<f4"),
+        ("top_id", "<u4"),  # the lowest id among equals
+        ("second_id", "<u4"),
+    ]
+)
+
+
+def statistics(rows: Float32) -> npt.NDArray[np.void]:
+    """STATISTICS [n] of rows float32 [n, V], V >= 2; NaN anywhere in a row gives NaN in its figures."""
+    places = np.arange(len(rows))
+    found = np.zeros(len(rows), STATISTICS)
+    top_ids = rows.argmax(axis=1)
+    top = rows[places, top_ids]
+    with np.errstate(invalid="ignore"):
+        shifted = rows - top[:, None]
+    shifted[places, top_ids] = -np.inf
+    second_ids = shifted.argmax(axis=1)
+    shifted[places, top_ids] = 0.0
+    found["top_id"], found["top"] = top_ids, top
+    found["second_id"], found["second"] = second_ids, rows[places, second_ids]
+    with np.errstate(invalid="ignore", over="ignore"):
+        found["lse"] = top + np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64))
+        mean = rows.mean(axis=1, dtype=np.float64)
+        squares = np.einsum("ij,ij->i", rows, rows)
+        found["mean"], found["variance"] = mean, np.maximum(squares / rows.shape[1] - mean**2, 0.0)
+    found["checksum"] = checksum(rows)
+    return found
+
+
+def checksum(rows: Float32) -> UInt64:
+    """uint64 [n] over the bits of rows float32 [n, V]: the sum of each value's 32 bits times a fixed 64-bit weight.
+
+    Multilinear hashing mod 2^64 (Dietzfelbinger 1996): two rows that differ have one checksum with probability 2^-32
+    at most. It takes a tenth of the time of CRC-32. It is no signature: who knows the weights can forge it.
+    """
+    words = np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64)
+    np.multiply(words, _weights(rows.shape[1]), out=words)
+    total: UInt64 = words.sum(axis=1, dtype=np.uint64)
+    return total
+
+
+def top(rows: Float32, k: int) -> tuple[Int64, Float32]:
+    """Ids int64 [n, k] and values float32 [n, k] of the k largest values of each row, in no order.
+
+    The k-th largest of the maxima of groups is a bound below which none of the k can lie; few values pass it, and only
+    those are partitioned.
+    """
+    n, vocab_size = rows.shape
+    num_groups = vocab_size // max(1, vocab_size // (4 * k))  # some 4 k groups
+    size = vocab_size // num_groups
+    if size < 2:
+        return _partitioned(rows, k)
+    maxima = rows[:, : num_groups * size].reshape(n, size, num_groups).max(axis=1)
+    bounds = np.partition(maxima, num_groups - k, axis=1)[:, num_groups - k]
+    flat = np.flatnonzero(rows >= bounds[:, None])
+    counts = np.bincount(flat // vocab_size, minlength=n)
+    if counts.min() < k:  # there is a NaN in it
+        return _partitioned(rows, k)
+    ends = np.cumsum(counts)
+    width = int(counts.max())
+    columns = np.arange(len(flat)) - np.repeat(ends - counts, counts)
+    owners = np.repeat(np.arange(n), counts)
+    values = np.full((n, width), -np.inf, np.float32)
+    ids = np.zeros((n, width), np.int64)
+    values[owners, columns] = rows.reshape(-1)[flat]
+    ids[owners, columns] = flat % vocab_size
+    if width == k:
+        return ids, values
+    chosen = np.argpartition(values, width - k, axis=1)[:, width - k :]
+    return np.take_along_axis(ids, chosen, axis=1), np.take_along_axis(values, chosen, axis=1)
+
+
+def tail_ids(requests: UInt64, steps: npt.NDArray[np.uint32], vocab_size: int, num: int) -> Int64:
+    """int64 [n, num]: ids spread evenly over the vocabulary from a start that request and step decide.
+
+    `requests` are `request_key`s. The same request and step of another run get the same ids, so that values of both
+    can be compared that neither run has among its largest.
+    """
+    starts = splitmix(requests + steps.astype(np.uint64)) % np.uint64(vocab_size)
+    places = np.arange(num, dtype=np.int64) * vocab_size // max(1, num)
+    found: Int64 = (starts.astype(np.int64)[:, None] + places) % vocab_size
+    return found
+
+
+def request_key(seed: str, request_id: str) -> int:
+    """64 bits of a request under a seed: the keyed BLAKE2b of its id."""
+    key = hashlib.blake2b(seed.encode(), digest_size=32).digest()
+    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8, key=key).digest(), "little")
+
+
+def splitmix(values: UInt64) -> UInt64:
+    """uint64 of any shape, mixed: splitmix64 (Steele, Lea and Flood 2014)."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    found: UInt64 = mixed ^ (mixed >> np.uint64(31))
+    return found
+
+
+def _partitioned(rows: Float32, k: int) -> tuple[Int64, Float32]:
+    ids = np.argpartition(rows, rows.shape[1] - k, axis=1)[:, rows.shape[1] - k :]
+    return ids.astype(np.int64), np.take_along_axis(rows, ids, axis=1)
+
+
+@lru_cache(maxsize=4)
+def _weights(vocab_size: int) -> UInt64:
+    return splitmix(np.arange(vocab_size, dtype=np.uint64)) | np.uint64(1)
