@@ -96,6 +96,7 @@ def send(
     progress: Callable[[Counts], None] | None = None,
     observers: Sequence[Observer] = (),
     attempt: int = 1,
+    from_s: float = 0.0,
 ) -> bool:
     """Send the plan with so many processes; whether it was interrupted. The records are in the journals of `folder`.
 
@@ -111,11 +112,11 @@ def send(
             timeouts=timeouts,
             concurrency=_share(concurrency, number, len(parts)),
             journal=str(folder / journals.name(attempt, number)),
-            part=Part(attempt=attempt, worker=number, num_workers=len(parts)),
+            part=Part(attempt=attempt, worker=number, num_workers=len(parts), from_s=from_s),
         )
         for number, part in enumerate(parts)
     ]
-    own = Part(attempt=attempt, worker=len(parts), num_workers=len(parts))
+    own = Part(attempt=attempt, worker=len(parts), num_workers=len(parts), from_s=from_s)
     fleet = _Fleet(jobs, progress)
     loop = new_loop()
     try:
@@ -145,12 +146,13 @@ class _Fleet:
                         return
                     for observer in observers:
                         await observed.enter_async_context(observer(journal.append))
-                    start_ns = now_ns() + _LEAD_NS
-                    journal.begin(header_of(plan, target, self._speech, start_ns, own))
+                    go_ns = now_ns() + _LEAD_NS
+                    header = header_of(plan, target, self._speech, go_ns, own)
+                    journal.begin(header)
                     with ticks(self._counts, self._progress):
-                        await self._work(start_ns)
+                        await self._work(go_ns)
             for worker in self._workers:
-                for record in worker.missing(start_ns):
+                for record in worker.missing(header.start_ns):
                     journal.append(record)
 
     @property
@@ -171,9 +173,9 @@ class _Fleet:
             self._at_work = None
         return True
 
-    async def _work(self, start_ns: int) -> None:
+    async def _work(self, go_ns: int) -> None:
         for worker in self._workers:
-            worker.tell(f"go {start_ns}")
+            worker.tell(f"go {go_ns}")
         await asyncio.gather(*(worker.listen() for worker in self._workers))
         self.interrupted = self.interrupted or any(worker.interrupted for worker in self._workers)
 
@@ -303,7 +305,7 @@ def _most_streams(plan: Plan, concurrency: int | None) -> int:
 
 
 class _Orders:
-    """What the worker is told after its job: `go START_NS` once, `stop` when the user wants no more.
+    """What the worker is told after its job: `go INSTANT_NS` once, `stop` when the user wants no more.
 
     When nobody can tell it anything any more it stops at once: no worker outlives the process that began the run.
     """
@@ -343,7 +345,7 @@ def _say(what: _Said) -> None:
 
 
 async def _together(driver: Driver) -> int:
-    """Second 0 when all workers are ready."""
+    """When all workers are ready."""
     orders = _Orders(driver)
     _say(_Ready())
     return await orders.go

@@ -3,6 +3,7 @@
 Every measuring process writes one of its own; a run that is resumed goes on in new ones.
 """
 
+import fcntl
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +72,7 @@ class Journal:
     def __init__(self, path: Path, header: Header | None = None) -> None:
         self._path = path
         self._file = path.open("xb", buffering=0)
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # given back by any kind of death: see `going_on`
         self._encoder = msgspec.json.Encoder()
         self._held: list[Line] | None = []
         if header is not None:
@@ -134,18 +136,47 @@ def read(path: Path) -> Segment:
     )
 
 
+def paths(folder: Path) -> list[Path]:
+    """All journals in the folder of a run, also those that hold nothing yet."""
+    return sorted(folder.glob("journal*.jsonl"))
+
+
+def begun(path: Path) -> bool:
+    """Whether a journal holds its first line."""
+    return b"\n" in path.read_bytes()
+
+
+def going_on(folder: Path) -> bool:
+    """Whether a process that lives is writing a journal here."""
+    for path in paths(folder):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
+def segments(folder: Path, plan: Plan) -> list[Segment]:
+    """What each journal in the folder of a run of this plan holds, in the order of attempts and workers.
+
+    Raises InputError when one is of another plan.
+    """
+    found = [read(path) for path in paths(folder) if begun(path)]
+    for segment in found:
+        if segment.header.plan_sha256 != plan.sha256:
+            wrong = segment.header.plan_sha256
+            raise InputError(f"{folder}: a journal is of plan {wrong[:12]}, not of {plan.sha256[:12]}")
+    return sorted(found, key=lambda segment: (segment.header.attempt, segment.header.worker))
+
+
 def read_run(folder: Path, plan: Plan) -> Trail:
     """All journals in the folder of a run of this plan. Raises InputError when there is none, or of another plan."""
-    paths = [path for path in folder.glob("journal*.jsonl") if b"\n" in path.read_bytes()]  # others were just begun
-    segments = [read(path) for path in paths]
-    segments.sort(key=lambda segment: (segment.header.attempt, segment.header.worker))
-    if not segments:
+    found = segments(folder, plan)
+    if not found:
         raise InputError(f"{folder}: no journal with a whole line is here; name the folder of a run that was begun")
-    first = segments[0].header
-    wrong = next((segment.header for segment in segments if segment.header.plan_sha256 != plan.sha256), None)
-    if wrong is not None:
-        raise InputError(f"{folder}: a journal is of plan {wrong.plan_sha256[:12]}, not of {plan.sha256[:12]}")
-    moved = [_moved(segment, first.start_ns - segment.header.start_ns) for segment in segments]
+    first = found[0].header
+    moved = [_moved(segment, first.start_ns - segment.header.start_ns) for segment in found]
     records = {record.index: record for segment in moved for record in segment.records}
     ended = sorted(records.values(), key=lambda record: record.done_ns or record.due_ns)
     return Trail(

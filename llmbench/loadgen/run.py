@@ -25,18 +25,22 @@ _PROGRESS_EVERY_S = 0.5
 
 
 Start = Callable[[Driver], Awaitable[int]]
-"""Gives the instant of the plan's second 0, asked when everything is ready to send."""
+"""Gives the instant at which the plan is taken up, asked when everything is ready to send."""
 Append = Callable[[Line], None]
 Observer = Callable[[Append], AbstractAsyncContextManager[None]]
 """Something that watches a run from before its first request until after its last, and adds lines to its journal."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """Which journal of a run this is: of which attempt, of which of its processes."""
+    """Which journal of a run this is: of which attempt, of which of its processes.
+
+    An attempt takes the plan up at its second `from_s`.
+    """
 
     attempt: int = 1
     worker: int = 0
     num_workers: int = 1
+    from_s: float = 0.0
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +52,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def soon(driver: Driver) -> int:
-    """Second 0 of a run in one process: as soon as the loop can be there."""
+    """As soon as the loop can be there."""
     return now_ns() + _LEAD_NS
 
 
@@ -103,8 +107,9 @@ async def _run(
     return Outcome(header=header, records=records, interrupted=driver.interrupted)
 
 
-def header_of(plan: Plan, target: Target, dialect: str, start_ns: int, part: Part) -> Header:
-    """The first line of a journal whose plan's second 0 is at `start_ns`."""
+def header_of(plan: Plan, target: Target, dialect: str, taken_up_ns: int, part: Part) -> Header:
+    """The first line of a journal."""
+    start_ns = taken_up_ns - round(part.from_s * 1e9)
     return Header(
         plan_sha256=plan.sha256,
         num_requests=len(plan.requests),
