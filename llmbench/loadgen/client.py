@@ -297,6 +297,10 @@ class Exchange:
                 self._pieces = [delta.full_text]
             if delta.total_tokens is not None:
                 record.num_tokens = delta.total_tokens
+            if delta.num_prompt_tokens is not None:
+                record.server_prompt_tokens = delta.num_prompt_tokens
+            if delta.num_cached_tokens is not None:
+                record.cached_tokens = delta.num_cached_tokens
         if tokens:
             record.stamps_ns.append(stamp_ns)
             record.tokens.append(tokens)

@@ -35,6 +35,11 @@ class Record(msgspec.Struct, kw_only=True, tag="request", tag_field="kind"):
     tokens: list[int] = []
     num_tokens: int = 0
     num_prompt_tokens: int | None = None
+    """As the plan counted them."""
+    server_prompt_tokens: int | None = None
+    """As the server says it counted them."""
+    cached_tokens: int | None = None
+    """Those of the prompt that the server says it had computed before."""
     expected_tokens: int | None = None
     finish_reason: FinishReason | None = None
     connection: Literal["", "new", "reused", "retried"] = ""

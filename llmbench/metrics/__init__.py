@@ -29,6 +29,9 @@ class Trace(Protocol):
     """How many tokens each of them brought."""
     num_tokens: int
     num_prompt_tokens: int | None
+    """As the plan counted them; the two below as the server did."""
+    server_prompt_tokens: int | None
+    cached_tokens: int | None
     expected_tokens: int | None
     finish_reason: Literal["eos", "length", "stop", "error", "cancelled"] | None
 

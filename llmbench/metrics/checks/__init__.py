@@ -13,6 +13,7 @@ from llmbench.errors import InputError
 from llmbench.metrics.checks.answers import all_answered, output_lengths
 from llmbench.metrics.checks.client import busy, client_bound, instrument_error, stalled
 from llmbench.metrics.checks.pace import arrivals_as_declared, in_one_piece, own_lateness, rate_kept
+from llmbench.metrics.checks.server import CHECKS as SERVER
 from llmbench.metrics.evidence import Check, Evidence, Verdict
 
 __all__ = ["CHECKS", "EXIT", "Check", "Evidence", "RunVerdict", "Verdict", "check", "verdict"]
@@ -31,6 +32,7 @@ CHECKS: tuple[Callable[[Evidence], Check], ...] = (
     busy,
     instrument_error,
     client_bound,
+    *SERVER,
 )
 
 
