@@ -245,10 +245,12 @@ async def _first(connected: "asyncio.Future[_Connection]", process: asyncio.subp
 
 
 async def _end(process: asyncio.subprocess.Process, patience_s: float = 0.0) -> None:
-    """Wait for a process to end, kill it when it takes too long."""
+    """Wait for a process to end, kill it when it takes too long or nobody wants to wait any longer."""
     try:
-        await asyncio.wait_for(process.wait(), patience_s)
-    except asyncio.TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), patience_s)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

@@ -20,6 +20,7 @@ from llmbench.engines import EngineSettings
 from llmbench.errors import AgentDied, InputError, ServingError
 from llmbench.link import frames
 from llmbench.link.arena import Arena, Dimensions, Row, StepArrays
+from llmbench.link.ranks import AgentGroup
 from llmbench.link.remote import Agent
 from llmbench.logits.contest import read_dump, read_row
 from llmbench.types import Sampling
@@ -57,7 +58,7 @@ def place(arrays: StepArrays, seed: int = 0) -> tuple[list[Row], list[int]]:
     return [Row(0, PROMPT, len(PROMPT), True)], [0]
 
 
-async def answer(agent: Agent, number: int) -> list[int]:
+async def answer(agent: Agent | AgentGroup, number: int) -> list[int]:
     """The first tokens that follow PROMPT."""
     rows, steps = place(agent.arrays)
     token_ids: list[int] = []
@@ -254,6 +255,7 @@ import asyncio
 from llmbench.engines import EngineSettings
 from llmbench.link import frames
 from llmbench.link.arena import Dimensions
+from llmbench.link.ranks import AgentGroup
 from llmbench.link.remote import Agent
 
 async def main():
