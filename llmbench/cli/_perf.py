@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from llmbench.cli import _plan, _results
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
 from llmbench.loadgen import fleet, journal
 from llmbench.loadgen.client import Target, Timeouts, locate
 from llmbench.loadgen.monitor import monitor
-from llmbench.loadgen.run import run
+from llmbench.loadgen.run import Observer, run
+from llmbench.loadgen.scrape import scraper
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
@@ -31,6 +34,7 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True):
     concurrency: int | None
     workers: int | Literal["auto"]
     timeout_s: float
+    metrics_url: str | None
     allow: list[str]
     plan: Path | None
     model: str | None
@@ -82,11 +86,22 @@ def _send(
     timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
     progress = None if quiet or not sys.stderr.isatty() else overwrite
     slots = settings.concurrency
+    watching = _watching(settings, target)
     workers = fleet.num_workers(plan, slots) if settings.workers == "auto" else settings.workers
     if workers > 1:
-        return fleet.send(plan, target, speech, timeouts, folder, workers, slots, progress)
+        return fleet.send(plan, target, speech, timeouts, folder, workers, slots, progress, watching)
     path = folder / journal.name(1, 0)
-    return run(plan, target, speech.dialect(), timeouts, path, slots, progress, [monitor]).interrupted
+    return run(plan, target, speech.dialect(), timeouts, path, slots, progress, [monitor, *watching]).interrupted
+
+
+def _watching(settings: Settings, target: Target) -> list[Observer]:
+    """Who reads the server's counters: at /metrics of the target if it has them, or where --metrics-url says."""
+    if settings.metrics_url == "off":
+        return []
+    if settings.metrics_url is None:
+        return [scraper(msgspec.structs.replace(target, prefix=""))]
+    page = locate(settings.metrics_url, flag="--metrics-url")
+    return [scraper(page, path="" if page.prefix else "/metrics", required=True)]
 
 
 @contextmanager

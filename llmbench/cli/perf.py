@@ -63,6 +63,9 @@ def perf(
     ignore_eos: IgnoreEosOption = False,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to ask for, of every request.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that one request may take.")] = 1800.0,
+    metrics_url: Annotated[
+        str | None, typer.Option(metavar="URL|off", help="The server's own counters.  [default: its /metrics, if any]")
+    ] = None,
     allow: AllowOption = None,
     plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the launched stack.")] = None,
@@ -105,6 +108,7 @@ def perf(
         ignore_eos=ignore_eos,
         max_new_tokens=max_new_tokens,
         timeout_s=timeout,
+        metrics_url=metrics_url,
         allow=allow or [],
         plan=plan,
         model=model,

@@ -42,19 +42,19 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     total_s: float = 1800.0  # the slowest answers of the contest's runs took 700 s, most of it in the server's queue
 
 
-def locate(url: str, timeout_s: float = 5.0) -> Target:
+def locate(url: str, timeout_s: float = 5.0, flag: str = "--url") -> Target:
     """Find the address behind a URL, once, so that no request waits for a name. Raises InputError, ServingError."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port or 80
     except ValueError as error:
-        raise InputError(f"--url {url}: {error}") from error
+        raise InputError(f"{flag} {url}: {error}") from error
     if parts.scheme != "http" or not parts.hostname:
-        raise InputError(f"--url {url}: only http://HOST:PORT is measured; put a plain-HTTP proxy in front of others")
+        raise InputError(f"{flag} {url}: only http://HOST:PORT is measured; put a plain-HTTP proxy in front of others")
     try:
         addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise InputError(f"--url {url}: cannot find the host ({error.strerror})") from error
+        raise InputError(f"{flag} {url}: cannot find the host ({error.strerror})") from error
     failure = ""
     for family, _, _, _, address in addresses:
         try:
