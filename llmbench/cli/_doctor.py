@@ -11,8 +11,6 @@ from llmbench.loadgen.calibrate import Calibration, Load
 from llmbench.report.terminal import Terminal
 
 _CANNOT_MEASURE = 3
-_SEARCH_S, _FULL_SEARCH_S = 8.0, 60.0
-_SEND_S, _FULL_SEND_S = 1.5, 5.0
 _BUSY = 0.7  # of the ceiling
 
 
@@ -23,7 +21,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int | None
     output_tokens: int
     dialect: str
-    full: bool
+    send_s: float
+    """How long the calibration sends."""
+    search_s: float
+    """How long the ceiling is searched for."""
     save: Path | None
 
 
@@ -57,7 +58,7 @@ def examine(settings: Settings) -> Report:
         streams=settings.concurrency,
         num_tokens=settings.output_tokens,
         gap_s=min(0.01, 0.64 / settings.output_tokens),  # so that an answer takes less than a second
-        send_s=_FULL_SEND_S if settings.full else _SEND_S,
+        send_s=settings.send_s,
     )
     _say(f"calibrating at {load.rate:.4g} requests/s of {load.num_tokens} tokens")
     found = calibrate.calibrate(load, settings.dialect)
@@ -65,8 +66,7 @@ def examine(settings: Settings) -> Report:
         _say("not good; once more, in case something disturbed it")
         found = calibrate.calibrate(load, settings.dialect)
     _say("searching for the ceiling: is this load measured?")
-    budget_s = _FULL_SEARCH_S if settings.full else _SEARCH_S
-    most = calibrate.ceiling(settings.dialect, min(settings.output_tokens, 64), budget_s, _say)
+    most = calibrate.ceiling(settings.dialect, min(settings.output_tokens, 64), settings.search_s, _say)
     found = msgspec.structs.replace(found, ceiling=most)
     share = calibrate.share_of_ceiling(found, load.rate, load.num_tokens)
     looked.append(steal.finding())

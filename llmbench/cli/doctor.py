@@ -30,7 +30,8 @@ def doctor(
         concurrency=concurrency,
         output_tokens=output_tokens,
         dialect=dialect,
-        full=full,
+        send_s=5.0 if full else 1.5,
+        search_s=60.0 if full else 8.0,
         save=save,
     )
     raise typer.Exit(_doctor.main(settings, json))

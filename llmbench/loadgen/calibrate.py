@@ -151,9 +151,7 @@ def planned_load(plan: Plan, budget_s: float = 2.0, concurrency: int | None = No
     num_tokens = min(own, _PREFLIGHT_TOKENS)
     load = Load(requests_per_s=None, num_tokens=num_tokens)
     send_s = max(0.5, budget_s - _LAUNCH_S - load.answer_s)
-    rate, streams = _busiest(plan.requests), _streams(plan.requests, concurrency)
-    if streams is not None:
-        rate = min(rate, streams / load.answer_s)
+    rate = min(_busiest(plan.requests), _most(plan.requests, concurrency) / load.answer_s)
     rate = max(rate * own / num_tokens, _PREFLIGHT_REQUESTS / send_s)
     rate = min(rate, _PREFLIGHT_EVENTS_PER_S / num_tokens)
     return msgspec.structs.replace(load, requests_per_s=rate, send_s=send_s)
@@ -338,17 +336,19 @@ def _plan(load: Load, dialect_name: str) -> Plan:
 
 
 def _busiest(requests: Sequence[PlannedRequest]) -> float:
-    """Requests per second in the busiest five seconds of those that do not wait for others."""
-    due_s = np.array([each.due_s for each in requests if each.after is None])
-    edges = np.arange(0.0, due_s.max() + _BUSIEST_S, _BUSIEST_S)
-    counts, _ = np.histogram(due_s, bins=np.append(edges, edges[-1] + _BUSIEST_S))
-    return float(counts.max() / min(_BUSIEST_S, max(due_s.max(), 1.0)))
+    """Requests per second in the busiest five seconds of those with an instant; without limit in a closed loop."""
+    if any(each.after == "slot" for each in requests):
+        return math.inf
+    due_s = np.sort([each.due_s for each in requests if each.after is None])
+    within = np.searchsorted(due_s, due_s + _BUSIEST_S) - np.arange(len(due_s))
+    return float(within.max() / min(_BUSIEST_S, max(float(due_s[-1]), 1.0)))
 
 
-def _streams(requests: Sequence[PlannedRequest], concurrency: int | None) -> int | None:
+def _most(requests: Sequence[PlannedRequest], concurrency: int | None) -> float:
     """At most so many answers at once: the users of a closed loop, or the slots."""
-    users = sum(each.after is None for each in requests) if any(each.after == "slot" for each in requests) else None
-    return min((number for number in (users, concurrency) if number is not None), default=None)
+    closed = any(each.after == "slot" for each in requests)
+    users = sum(each.after is None for each in requests) if closed else math.inf
+    return min(users, concurrency or math.inf)
 
 
 def _cpu_s() -> float:

@@ -66,8 +66,9 @@ def errors(traces: Sequence[Trace], truths: Sequence[Emissions]) -> InstrumentEr
 
     Where reads cannot be matched with tokens (events of several tokens that do not say so) only the first one counts.
     """
-    pairs = [(trace, truth) for trace, truth in zip(traces, truths, strict=True) if trace.stamps_ns and trace.sent_ns]
-    reported = [seconds(trace.sent_ns or 0, trace.stamps_ns[0]) for trace, _ in pairs]
+    both = zip(traces, truths, strict=True)
+    pairs = [(trace, truth) for trace, truth in both if per_request.ttft_from_sent.of(trace) is not None]
+    reported = [per_request.ttft_from_sent.of(trace) or 0.0 for trace, _ in pairs]
     true = [seconds(truth.received_ns, truth.emitted_ns[0]) for _, truth in pairs]
     matched = [(trace, truth) for trace, truth in pairs if sum(trace.tokens) == len(truth.emitted_ns)]
     gaps = [seconds(*pair) for trace, _ in matched for pair in pairwise(_token_stamps(trace))]
