@@ -95,6 +95,9 @@ class ToyServer:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"GET "):  # for counters, which it does not have
+                    writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                    return
                 self.num_connections += not asked  # one that asks nothing is a probe
                 asked = True
                 length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
