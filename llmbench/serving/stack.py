@@ -152,16 +152,19 @@ def _running(
 
 
 class _AgentStarter:
-    """Starts agents, the first and those after it, with an arena of the same size."""
+    """Starts agents, the first and those after it, with an arena and a KV cache of the same size."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
+        self._num_blocks = config.kv_cache.num_blocks
 
     async def start(self) -> AnyAgent:
         """An agent with its model loaded. Raises LlmbenchError."""
         if self._config.stub in ("link", "http"):
             return _link_stub(self._config)
-        agent = await _start(self._config)
+        agent = await _start(self._config, self._num_blocks)
+        # the scheduler counts with what the first one chose, however much memory is free when it is replaced
+        self._num_blocks = agent.loaded.capacity.num_blocks
         try:
             await agent.attach(_dimensions(self._config, agent.loaded))
         except BaseException:
@@ -170,8 +173,8 @@ class _AgentStarter:
         return agent
 
 
-async def _start(config: ServeConfig) -> Agent | AgentGroup:
-    load, ports = _load(config), (config.agent_ports + (0,) * config.ranks)[: config.ranks]
+async def _start(config: ServeConfig, num_blocks: int | None) -> Agent | AgentGroup:
+    load, ports = _load(config, num_blocks), (config.agent_ports + (0,) * config.ranks)[: config.ranks]
     if config.ranks == 1:
         return await Agent.start(load, config.agent_host, ports[0])
     return await AgentGroup.start(load, config.agent_host, ports)
@@ -264,14 +267,14 @@ def _dialect(name: str, options: dict[str, Any]) -> Dialect:
         raise ConfigError(f"dialects.{name}: {error}") from error
 
 
-def _load(config: ServeConfig) -> frames.Load:
+def _load(config: ServeConfig, num_blocks: int | None) -> frames.Load:
     return frames.Load(
         model=config.model,
         engine="stub" if config.stub in ("model", "agent") else config.engine,
         hollow=config.stub == "agent",
         bind_cpu=config.bind_cpu,
         settings=EngineSettings(
-            num_blocks=config.kv_cache.num_blocks,
+            num_blocks=num_blocks,
             block_size=config.kv_cache.block_size,
             max_batch=config.limits.max_batch,
             threads=config.threads,
