@@ -34,7 +34,7 @@ def serve(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log more."),
     until_stdin_closes: bool = typer.Option(False, hidden=True, help="End with the process that started this one."),
 ) -> None:
-    """Launch the bundled serving stack: HTTP, queue, continuous batching, and an agent process with the engine.
+    """Launch the bundled serving stack: HTTP, queue, continuous batching, and agent processes with the engine.
 
     The line "ready on URL" comes when it can answer. Ctrl-C or SIGTERM ends it and leaves nothing behind.
     """
