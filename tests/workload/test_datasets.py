@@ -1,7 +1,10 @@
 """Datasets: reading, names, the stand-ins and their lengths, the `data` command."""
 
+import csv
+import hashlib
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 from typer.testing import CliRunner
@@ -10,6 +13,7 @@ from llmbench.cli import data
 from llmbench.errors import CheckFailed, InputError
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload import datasets
+from llmbench.workload.corpus import held_out_questions, hendrycks
 from llmbench.workload.datasets import alpaca, standins
 from llmbench.workload.datasets.stats import Row, lengths
 
@@ -177,9 +181,35 @@ def test_the_real_files_are_recognised_by_their_hash(place: Path) -> None:
 def test_the_tracked_files_are_those_of_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMBENCH_DATASETS", str(OURS))
     verdicts = [verdict for verdict in datasets.verify() if verdict.entry.synthetic]
-    assert [verdict.ok for verdict in verdicts] == [True, True]
+    assert [verdict.ok for verdict in verdicts] == [True, True, True]
     for verdict in verdicts:
-        assert verdict.path.stat().st_size == verdict.entry.bytes
+        files = [verdict.path] if verdict.path.is_file() else [p for p in verdict.path.rglob("*") if p.is_file()]
+        assert sum(path.stat().st_size for path in files) == verdict.entry.bytes
+
+
+def test_the_stand_in_of_mmlu_is_the_tracked_folder_and_shares_no_question_between_its_splits(tmp_path: Path) -> None:
+    hendrycks.make(tmp_path / "made")
+    assert datasets.sha256(tmp_path / "made") == datasets.sha256(OURS / "mmlu.synthetic")
+    questions: list[str] = []
+    for split in ("val", "test"):
+        for path in (OURS / "mmlu.synthetic" / split).iterdir():
+            with path.open(newline="") as file:
+                questions += [row[0] for row in csv.reader(file)]
+    assert len(questions) == len(set(questions)) == len(list(held_out_questions(Random(0))))
+
+
+def test_mmlu_means_the_users_own_folder_when_it_is_there(place: Path) -> None:
+    assert not datasets.mmlu().real
+    (place / "mmlu").mkdir()
+    assert datasets.mmlu().path == place / "mmlu"
+
+
+def test_a_folders_hash_is_that_of_the_lines_that_sha256sum_prints(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x").write_bytes(b"1")
+    (tmp_path / "a").write_bytes(b"2")
+    lines = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in (("a", b"2"), ("b/x", b"1")))
+    assert datasets.sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

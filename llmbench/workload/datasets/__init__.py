@@ -12,14 +12,17 @@ import msgspec
 from llmbench import __version__
 from llmbench.errors import InputError
 from llmbench.plugins import unknown
+from llmbench.workload.corpus import hendrycks
 from llmbench.workload.datasets import alpaca, standins
 from llmbench.workload.datasets.alpaca import Sample
 
 MANIFEST = "manifest.json"
+MMLU = "mmlu"
+_MMLU_STANDIN = "mmlu.synthetic"  # a folder
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One file that the manifest knows."""
+    """One file that the manifest knows, or one folder; its hash is of the hashes and names of its files."""
 
     name: str
     file: str
@@ -120,10 +123,23 @@ def manifest(place: Path) -> list[Entry]:
 def make(place: Path) -> list[Path]:
     """Write the stand-ins and the manifest into a folder; the same bytes every time."""
     paths = standins.make(place)
-    entries = [*REAL, *(_standin_entry(name, place) for name in standins.STANDINS)]
+    paths += hendrycks.make(place / _MMLU_STANDIN)
+    entries = [*REAL, *(_standin_entry(name, place) for name in standins.STANDINS), _mmlu_entry(place)]
     path = place / MANIFEST
     path.write_bytes(json.dumps(msgspec.to_builtins(entries), indent=2).encode() + b"\n")
     return [*paths, path]
+
+
+def mmlu() -> Found:
+    """The folder of MMLU's questions: the user's own copy, else our stand-in, which is made when it is not there."""
+    own = folder() / MMLU
+    if own.is_dir():
+        return Found(name=MMLU, path=own, real=True, description=f"the folder {own}")
+    standin = folder() / _MMLU_STANDIN
+    if not standin.is_dir():
+        standin = _cache() / _MMLU_STANDIN
+        hendrycks.make(standin)
+    return Found(name=MMLU, path=standin, real=False, description=f"{standin}, our own stand-in for MMLU")
 
 
 def names() -> list[str]:
@@ -174,7 +190,10 @@ def load(name: str) -> Dataset:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file."""
+    """The hash of a file; of a folder that of `HASH  NAME` lines, as sha256sum prints them, in the order of names."""
+    if path.is_dir():
+        files = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
+        return hashlib.sha256("".join(f"{sha256(path / name)}  {name}\n" for name in files).encode()).hexdigest()
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -187,7 +206,7 @@ def verify() -> list[Verdict]:
     verdicts = []
     for entry in manifest(place):
         path = place / entry.file
-        verdicts.append(Verdict(entry=entry, path=path, ok=sha256(path) == entry.sha256 if path.is_file() else None))
+        verdicts.append(Verdict(entry=entry, path=path, ok=sha256(path) == entry.sha256 if path.exists() else None))
     return verdicts
 
 
@@ -216,5 +235,20 @@ def _standin_entry(name: str, place: Path) -> Entry:
         sha256=sha256(path),
         bytes=path.stat().st_size,
         count=len(alpaca.read(path)),
+        synthetic=True,
+    )
+
+
+def _mmlu_entry(place: Path) -> Entry:
+    path = place / _MMLU_STANDIN
+    files = [found for found in path.rglob("*") if found.is_file()]
+    return Entry(
+        name=MMLU,
+        file=path.name,
+        source="made by `llmbench data make`; held-out questions of the embedded model",
+        licence="Apache-2.0",
+        sha256=sha256(path),
+        bytes=sum(found.stat().st_size for found in files),
+        count=sum(found.read_bytes().count(b"\n") for found in files if found.parent.name in ("val", "test")),
         synthetic=True,
     )
