@@ -28,11 +28,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "link": {"engines", "logits", "weights"},  # weights: the agent opens the model
     "serving": {"link", "protocols", "weights", "engines"},  # engines: offline runs one in its own process
     "accuracy": {"loadgen", "logits", "engines", "workload", "protocols"},
-    "evals": {"loadgen", "logits", "engines", "workload", "protocols"},
+    "evals": set(),
+    "exam": {"evals", "loadgen", "protocols", "workload"},
     "report": {"metrics"},
 }
 SERVERS_STAIR = {"serving", "link"}
-MEASURERS_STAIR = {"loadgen", "accuracy", "evals", "metrics", "report", "workload"}
+MEASURERS_STAIR = {"loadgen", "accuracy", "evals", "exam", "metrics", "report", "workload"}
 
 GROUND_LIBRARIES = {"numpy", "msgspec", "yaml", "sentencepiece"}
 # library -> where it may be imported: rooms, or single modules

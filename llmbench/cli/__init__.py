@@ -6,6 +6,7 @@ import typer
 
 from llmbench import __version__
 from llmbench.cli import acc, data, doctor, layers, perf, plan, report, serve
+from llmbench.cli import eval as evaluate
 from llmbench.errors import LlmbenchError
 
 INTERRUPTED = 130
@@ -25,6 +26,7 @@ app.command("report")(report.report)
 app.command("layers")(layers.layers)
 app.command("doctor")(doctor.doctor)
 app.add_typer(acc.app, name="acc")
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")
 

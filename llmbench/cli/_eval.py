@@ -1,0 +1,318 @@
+"""What the `eval` commands do: find the questions and somebody to answer them, ask, count, print."""
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from rich.table import Table
+
+from llmbench import evals, plugins, protocols
+from llmbench.cli import _eval_screen as screen
+from llmbench.cli._eval_offline import Offline
+from llmbench.errors import InputError, InvalidMeasurement
+from llmbench.evals import Eval, Item, Marked, Options
+from llmbench.exam import Answerer
+from llmbench.exam import compare as comparing
+from llmbench.exam.http import HttpAnswerer, served
+from llmbench.exam.journal import ITEMS, Header, Journal, read
+from llmbench.exam.sitting import Failure, changed, sit
+from llmbench.exam.tally import Results, results
+from llmbench.loadgen.client import Target, Timeouts, locate
+from llmbench.report import files
+from llmbench.report.terminal import Terminal
+from llmbench.serving import config as serving_config
+from llmbench.serving.launch import flags, launched
+from llmbench.serving.offline import LLM
+from llmbench.serving.stack import open_tokenizer
+from llmbench.tokenizer import Tokenizer, embedded_path
+from llmbench.weights.model import Model, open_model
+from llmbench.workload import datasets
+
+_VERDICTS = {0: "passed", 1: "failed", 3: "invalid"}
+_KEPT_FAILURES = 100
+_PROBES = 3  # of the items that a server is asked again before a run with it goes on
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for; written to `config.json`."""
+
+    name: str
+    data: Path | None
+    mode: str | None
+    split: str | None
+    shots: int | None
+    subjects: list[str]
+    limit: int | None
+    max_new_tokens: int | None
+    url: str | None
+    dialect: str
+    served_model: str
+    concurrency: int
+    timeout_s: float
+    offline: bool
+    model: str | None
+    engine: str | None
+    config: Path | None
+    tokenizer: Path | None
+    min_accuracy: float | None
+    allow_exec: bool
+    resume: Path | None
+    results: Path
+
+
+class Respondent(msgspec.Struct, frozen=True, kw_only=True):
+    """Who answers: for people, for the cache's keys, and the one to ask."""
+
+    model: str
+    fingerprint: str
+    via: str
+    answerer: Answerer
+
+
+def main(settings: Settings, *, json: bool) -> int:
+    """Ask, count, write, print; the exit status."""
+    _check(settings)
+    opened = None if settings.url is not None else open_model(_model(settings))
+    counter = _tokenizer(settings, opened)
+    evaluation = evals.get(settings.name, _options(settings, counter))
+    data = _data(settings)
+    items = _chosen(evaluation.items(data), settings)
+    with _respondent(settings, opened) as respondent:
+        header = Header(
+            protocol=dict(evaluation.protocol),
+            model=respondent.model,
+            fingerprint=respondent.fingerprint,
+            via=respondent.via,
+            data=str(data),
+            num_items=len(items),
+        )
+        folder = settings.resume or files.new_folder(settings.results, settings.name)
+        failures, found = _sitting(settings, evaluation, items, respondent.answerer, header, folder)
+    return _finish(settings, evaluation, header, folder, failures, found, json)
+
+
+def show_sets() -> None:
+    """A table of the sets."""
+    table = Table("set", "answer modes", "splits", "what", box=None, pad_edge=False)
+    for name in plugins.names("evals"):
+        found = evals.module(name)
+        table.add_row(name, ", ".join(found.MODES), ", ".join(found.SPLITS), found.ABOUT)
+    Terminal().print(table)
+
+
+def compare(base: Path, new: Path, margin: float, seed: int, *, json: bool) -> int:
+    """Compare two runs, print; the exit status."""
+    found = comparing.compare(read(base / ITEMS), read(new / ITEMS), margin, seed)
+    if json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        screen.comparison(Terminal(), found)
+    return comparing.EXIT[found.verdict]
+
+
+# -- who answers --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _respondent(settings: Settings, opened: Model | None) -> Iterator[Respondent]:
+    """The engine here, the server named, or the bundled stack, launched for this run."""
+    if settings.offline:
+        assert opened is not None
+        with LLM(_model(settings), settings.engine, tokenizer=_path(settings.tokenizer)) as llm:
+            answerer = Offline(llm)
+            yield Respondent(model=opened.name, fingerprint=opened.fingerprint(), via="in process", answerer=answerer)
+        return
+    if settings.url is not None:
+        target = locate(settings.url)
+        told = served(target)
+        name = settings.served_model or told or settings.url
+        fingerprint = hashlib.sha256(f"{settings.served_model} {told}".encode()).hexdigest()
+        yield _over_http(settings, target, name, f"served {fingerprint}")
+        return
+    assert opened is not None
+    _say("launching the bundled stack for this run")
+    with launched(_serve_arguments(settings)) as server:
+        yield _over_http(settings, locate(server.url), opened.name, opened.fingerprint())
+
+
+def _over_http(settings: Settings, target: Target, model: str, fingerprint: str) -> Respondent:
+    options = {"model": settings.served_model} if settings.served_model else {}
+    dialect = protocols.get(settings.dialect, **options)
+    timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
+    answerer = HttpAnswerer(target, dialect, settings.concurrency, timeouts)
+    return Respondent(model=model, fingerprint=fingerprint, via=f"http {dialect.name}", answerer=answerer)
+
+
+def _model(settings: Settings) -> str:
+    """The model of the engine here, or of the stack that is launched."""
+    if settings.config is None:
+        return settings.model or "embedded"
+    return serving_config.load(settings.config, model=settings.model).config.model
+
+
+def _serve_arguments(settings: Settings) -> list[str]:
+    given = {"--model": settings.model, "--engine": settings.engine, "--tokenizer": _path(settings.tokenizer)}
+    if settings.config is None:
+        given["--threads"] = str(max(1, (os.cpu_count() or 1) - 1))  # a core is left to the client
+    return [*flags(given), *([str(settings.config)] if settings.config else [])]
+
+
+def _tokenizer(settings: Settings, opened: Model | None) -> Tokenizer:
+    """What counts the tokens of a prompt: the model's own, the one that is named, or, with a note, the embedded."""
+    if opened is not None:
+        return open_tokenizer(opened, _path(settings.tokenizer))
+    if settings.tokenizer is None:
+        _say("prompts are counted with the embedded tokenizer: name the model's with --tokenizer")
+    return Tokenizer.from_file(settings.tokenizer or embedded_path())
+
+
+# -- what is asked ------------------------------------------------------------------------------------------------
+
+
+def _check(settings: Settings) -> None:
+    """Raise InputError for flags that contradict each other."""
+    if settings.url is not None:
+        if settings.offline:
+            raise InputError("--offline asks the engine here and --url a server: leave one out")
+        if settings.model or settings.engine or settings.config:
+            raise InputError("--model, --engine and --config are for a stack that is launched; leave them or --url out")
+    if settings.offline and settings.config:
+        raise InputError("--config is for a stack that is launched; --offline takes --model and --engine")
+    if settings.min_accuracy is not None and not 0 <= settings.min_accuracy <= 1:
+        raise InputError(f"--min-accuracy {settings.min_accuracy}: must be a share, from 0 to 1")
+    if settings.resume is not None and not (settings.resume / ITEMS).is_file():
+        raise InputError(f"--resume {settings.resume}: there is no {ITEMS} in it")
+
+
+def _options(settings: Settings, tokenizer: Tokenizer) -> Options:
+    return Options(
+        mode=settings.mode,
+        split=settings.split,
+        shots=settings.shots,
+        max_new_tokens=settings.max_new_tokens,
+        allow_exec=settings.allow_exec,
+        count_tokens=lambda text: len(tokenizer.encode(text)),
+    )
+
+
+def _data(settings: Settings) -> Path:
+    """The folder of the questions: the one that is named, the user's own copy, or the stand-in."""
+    if settings.data is not None:
+        if not settings.data.is_dir():
+            raise InputError(f"--data {settings.data}: there is no such folder")
+        return settings.data
+    if settings.name == datasets.MMLU:
+        found = datasets.mmlu()
+        _say(f"data: {found.description}")
+        return found.path
+    own = datasets.folder() / settings.name
+    if not own.is_dir():
+        raise InputError(f"{settings.name}: name the set's folder with --data, or put it at {own}")
+    return own
+
+
+def _chosen(items: Sequence[Item], settings: Settings) -> list[Item]:
+    """The items of the subjects that are wanted, the first so many of each."""
+    groups = {item.group for item in items}
+    wrong = next((name for name in settings.subjects if name not in groups), None)
+    if wrong is not None:
+        raise InputError(plugins.unknown("subject", wrong, sorted(groups)))
+    seen: Counter[str] = Counter()
+    chosen = []
+    for item in items:
+        seen[item.group] += 1
+        if settings.subjects and item.group not in settings.subjects:
+            continue
+        if settings.limit is None or seen[item.group] <= settings.limit:
+            chosen.append(item)
+    return chosen
+
+
+# -- the run ------------------------------------------------------------------------------------------------------
+
+
+def _sitting(
+    settings: Settings, evaluation: Eval, items: Sequence[Item], answerer: Answerer, header: Header, folder: Path
+) -> tuple[list[Failure], list[Marked]]:
+    """Ask what the folder does not have yet; what was not answered, and all that is marked."""
+    with Journal(folder, header, items, resume=settings.resume is not None) as journal:
+        if settings.resume is None:
+            files.write_json(folder / "config.json", settings)
+            files.write_json(folder / "environment.json", files.environment())
+        elif settings.url is not None:
+            _same_server(evaluation, items, answerer, journal, settings.resume)
+        _say(f"{len(items)} questions, {len(journal.done)} of them answered before; {header.via}: {folder}")
+        try:
+            failures = sit(evaluation, items, answerer, header, journal, screen.progress())
+        except KeyboardInterrupt:
+            _say(f"\ninterrupted; go on with --resume {folder}")
+            raise
+        return failures, [journal.done[number] for number in sorted(journal.done)]
+
+
+def _same_server(evaluation: Eval, items: Sequence[Item], answerer: Answerer, journal: Journal, folder: Path) -> None:
+    """Raise InvalidMeasurement when a server answers otherwise than the one that the run was begun with.
+
+    A server tells no more than a name, and that can stay the same when the model behind it does not.
+    """
+    wrong = changed(evaluation, items, answerer, journal.done, _PROBES)
+    if wrong:
+        raise InvalidMeasurement(
+            f"--resume {folder}: asked again, the server answers {', '.join(wrong)} otherwise than before; it is "
+            "another model, or one that does not answer alike twice. Leave --resume out"
+        )
+
+
+def _finish(
+    settings: Settings,
+    evaluation: Eval,
+    header: Header,
+    folder: Path,
+    failures: Sequence[Failure],
+    marked: Sequence[Marked],
+    json: bool,
+) -> int:
+    """Write the files, print, judge."""
+    found = results(marked, header.num_items)
+    exit_code = _exit_code(settings, found, failures)
+    report = screen.Report(
+        verdict=_VERDICTS[exit_code],
+        header=header,
+        results=found,
+        failures=list(failures[:_KEPT_FAILURES]),
+        min_accuracy=settings.min_accuracy,
+    )
+    files.write_json(folder / "summary.json", report)
+    for name, data in evaluation.files(marked).items():
+        files.write(folder / name, data)
+    if json:
+        print((folder / "summary.json").read_text(encoding="utf-8"), end="")
+    else:
+        screen.show(Terminal(), report)
+        print(f"files: {folder}")
+    return exit_code
+
+
+def _exit_code(settings: Settings, found: Results, failures: Sequence[Failure]) -> int:
+    """3 when questions were not answered, 1 when too few are right."""
+    if failures:
+        return 3
+    wanted = settings.min_accuracy
+    if wanted is None:
+        return 0
+    if found.micro is None:
+        raise InputError("--min-accuracy: nothing was marked right or wrong, so there is no accuracy")
+    return 1 if found.micro.accuracy < wanted else 0
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

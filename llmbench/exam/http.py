@@ -1,0 +1,137 @@
+"""A server behind HTTP as an Answerer: loadgen's client and load loop, any dialect, some requests at once."""
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from llmbench.evals import Ask, Reply
+from llmbench.loadgen.client import Client, Target, Timeouts
+from llmbench.loadgen.driver import Driver
+from llmbench.loadgen.record import Record
+from llmbench.protocols import Decoder, Dialect, HttpRequest
+from llmbench.types import Delta, Request, Sampling, TokenLogprob
+from llmbench.workload.plan import PlannedRequest
+
+TOP = 20
+"""How many next tokens are asked for: as many as vLLM gives by default."""
+
+
+class HttpAnswerer:
+    """Sends every Ask as a request that is not streamed, `concurrency` at a time."""
+
+    def __init__(self, target: Target, dialect: Dialect, concurrency: int, timeouts: Timeouts) -> None:
+        self._target = target
+        self._dialect = dialect
+        self._concurrency = concurrency
+        self._timeouts = timeouts
+
+    def answer(self, asks: Sequence[Ask], replied: Callable[[int, Reply], None]) -> None:
+        """Answer all. Raises RequestError when the dialect cannot ask for what is wanted."""
+        if asks:
+            asyncio.run(self._answer(asks, replied))
+
+    async def _answer(self, asks: Sequence[Ask], replied: Callable[[int, Reply], None]) -> None:
+        heard = _Listening(self._dialect)
+        client = Client(self._target, heard, self._timeouts)
+
+        def finished(record: Record) -> None:
+            replied(record.index, _reply(record, heard.take(record.request_id)))
+
+        planned = [PlannedRequest(index=i, due_s=0.0, request=_request(i, ask)) for i, ask in enumerate(asks)]
+        try:
+            await Driver(planned, client, finished, self._concurrency).run()
+        finally:
+            await client.close()
+
+
+def served(target: Target, timeout_s: float = 5.0) -> str:
+    """What a server says that it serves: the models of `/v1/models` without times; empty when it does not say."""
+    try:
+        with urllib.request.urlopen(f"http://{target.authority}{target.prefix}/v1/models", timeout=timeout_s) as answer:
+            models = json.load(answer)["data"]
+        kept = [{key: model.get(key) for key in ("id", "root", "parent", "max_model_len")} for model in models]
+    except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return json.dumps(kept, sort_keys=True)
+
+
+def _request(index: int, ask: Ask) -> Request:
+    scored = {"text": (None, None), "next": (TOP, None), "prompt": (0, 0)}[ask.want]
+    return Request(
+        prompt=ask.prompt,
+        max_new_tokens=ask.max_new_tokens,
+        sampling=Sampling(num_logprobs=scored[0], prompt_logprobs=scored[1]),
+        stream=False,
+        joined=True,
+        request_id=f"eval-{index:06d}",
+    )
+
+
+def _reply(record: Record, heard: "_Heard") -> Reply:
+    if record.status != "answered":
+        return Reply(error=record.reason or record.status)
+    top: dict[str, float] = {}
+    for first in heard.new[:1]:
+        alone = () if first.logprob is None else ((first.text, first.logprob),)
+        for text, logprob in (*first.top, *alone):
+            top[text] = max(logprob, top.get(text, logprob))
+    return Reply(text=record.text, top=top, tokens=tuple((token.text, token.logprob) for token in heard.prompt))
+
+
+class _Heard(msgspec.Struct):
+    """The log-probabilities of one response."""
+
+    new: list[TokenLogprob] = []
+    prompt: list[TokenLogprob] = []
+
+
+class _Listening:
+    """A dialect that also keeps the log-probabilities of each response, which a Record has no place for."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._heard: dict[str, _Heard] = {}
+        self.name = dialect.name
+        self.posts = dialect.posts
+        self.others = dialect.others
+        self.wants, self.parse = dialect.wants, dialect.parse
+        self.reject, self.answer = dialect.reject, dialect.answer
+
+    def encode(self, request: Request) -> HttpRequest:
+        """As the dialect does."""
+        return self._dialect.encode(request)
+
+    def decoder(self, request: Request, headers: Mapping[str, str]) -> Decoder:
+        """The dialect's decoder; what it reads is kept until `take`."""
+        heard = self._heard[request.request_id] = _Heard()
+        return _Tap(self._dialect.decoder(request, headers), heard)
+
+    def take(self, request_id: str) -> _Heard:
+        """What a response said, once."""
+        return self._heard.pop(request_id, None) or _Heard()
+
+
+class _Tap:
+    """A decoder that notes log-probabilities on their way."""
+
+    def __init__(self, decoder: Decoder, heard: _Heard) -> None:
+        self._decoder = decoder
+        self._heard = heard
+
+    def feed(self, data: bytes) -> list[Delta]:
+        """What the decoder gives."""
+        return self._noted(self._decoder.feed(data))
+
+    def close(self) -> list[Delta]:
+        """What the decoder gives."""
+        return self._noted(self._decoder.close())
+
+    def _noted(self, deltas: list[Delta]) -> list[Delta]:
+        for delta in deltas:
+            self._heard.new += delta.logprobs
+            self._heard.prompt += delta.prompt
+        return deltas
