@@ -34,9 +34,16 @@ def read(path: Path) -> dict[str, Any]:
 def build(values: dict[str, Any], kind: type[T], source: str) -> T:
     """A struct from a mapping; raises ConfigError `source: key: what is wrong`, with near matches for a wrong key."""
     try:
-        return msgspec.convert(values, kind)
+        return msgspec.convert(values, kind, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_explain(str(error), kind)}") from error
+
+
+def _path(kind: type, value: Any) -> Any:
+    """A path from its text; the one type in a settings struct that msgspec does not know."""
+    if kind is not Path or not isinstance(value, str):
+        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+    return Path(value)
 
 
 def _explain(message: str, kind: type) -> str:

@@ -5,35 +5,44 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from llmbench import __version__, config
 from llmbench.cli import _plan, _results
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
 from llmbench.loadgen import fleet, journal
+from llmbench.loadgen import resume as resuming
 from llmbench.loadgen.client import Target, Timeouts, locate
 from llmbench.loadgen.monitor import monitor
-from llmbench.loadgen.run import Observer, run
+from llmbench.loadgen.resume import Rest
+from llmbench.loadgen.run import Observer, Part, run
 from llmbench.loadgen.scrape import scraper
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
 
 _INTERRUPTED = 130
+_CONFIG = "config.json"
+_ENVIRONMENT = "environment.json"
+_TASKS = {"1": "alpaca_5010", "2": "alpaca_521"}
+_CHANGEABLE = {"url", "allow", "out_dir"}
+"""Flags that may be given again, differently, when a run is resumed."""
+_WITH_RESUME = _CHANGEABLE | {"resume", "json", "quiet"}
 
 
-class Settings(_plan.Wanted, frozen=True, kw_only=True):
-    """What the user asked for; written to `config.json`."""
+class Settings(_plan.Wanted, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the user asked for; written to `config.json`. The names are those of the flags, and of settings files."""
 
     url: str | None
     port: int
     out_dir: Path | None
     data_shape: str | None
-    concurrency: int | None
-    workers: int | Literal["auto"]
-    timeout_s: float
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None
+    workers: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto"]
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)]
     metrics_url: str | None
     allow: list[str]
     plan: Path | None
@@ -44,12 +53,42 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True):
     results: Path
 
 
+class How(msgspec.Struct, frozen=True, kw_only=True):
+    """What is of this call only, and is not kept with the run."""
+
+    json: bool = False
+    quiet: bool = False
+
+
 Say = Callable[[str], None]
 
 
-def main(settings: Settings, json: bool, quiet: bool) -> int:
+def command(values: dict[str, Any], given: set[str]) -> int:
+    """From all flags, and which of them were given, to the exit status."""
+    how = How(json=values.pop("json"), quiet=values.pop("quiet"))
+    run, file, task = values.pop("resume"), values.pop("settings"), values.pop("task")
+    values["allow"] = values["allow"] or []
+    if run is not None:
+        return resume(run, values, given, how)
+    if task is not None and "dataset" in given:
+        raise InputError("--task already names a dataset; leave one of --task and --dataset out")
+    if task is not None:
+        values["dataset"] = _TASKS[task.value]
+        given = given | {"dataset"}
+    if file is None:
+        return begin(Settings(**values), how)
+    return begin(from_file(file, values, given), how)
+
+
+def from_file(path: Path, values: dict[str, Any], given: set[str]) -> Settings:
+    """The settings of a YAML file, under the flags that were given, over the defaults. Raises ConfigError."""
+    flags = {name: value for name, value in values.items() if name in given}
+    return config.build(values | config.read(path) | flags, Settings, str(path))
+
+
+def begin(settings: Settings, how: How) -> int:
     """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
-    say = _sayer(quiet)
+    say = _sayer(how.quiet)
     plan = _sealed(settings, say)
     speech = _speech(settings, plan)
     speech.dialect()  # a wrong name is wrong now
@@ -58,12 +97,42 @@ def main(settings: Settings, json: bool, quiet: bool) -> int:
     with _target(settings, say) as target:
         folder = files.new_folder(settings.results, settings.name)
         plans.save(plan, folder / _results.PLAN)
-        files.write_json(folder / "config.json", settings)
-        files.write_json(folder / "environment.json", files.environment())
-        interrupted = _send(settings, plan, target, speech, folder, quiet)
+        files.write_json(folder / _CONFIG, settings)
+        files.write_json(folder / _ENVIRONMENT, files.environment())
+        rest = Rest(plan=plan, attempt=1, from_s=0.0, url="")
+        interrupted = _send(settings, rest, target, speech, folder, how)
+    return _finish(folder, settings, how, interrupted)
+
+
+def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> int:
+    """Send what is left of a run. Raises InputError when there is nothing, or the run is of another version."""
+    if wrong := sorted(given - _WITH_RESUME):
+        flags = ", ".join(f"--{name.removesuffix('_s').replace('_', '-')}" for name in wrong)
+        raise InputError(f"--resume takes all settings from {folder}; leave {flags} out")
+    say = _sayer(how.quiet)
+    plan = plans.load(folder / _results.PLAN)
+    _check_version(folder)
+    changed = {name: values[name] for name in given & _CHANGEABLE}
+    settings = config.build(config.read(folder / _CONFIG) | changed, Settings, str(folder / _CONFIG))
+    rest = resuming.rest(folder, plan)
+    say(f"resumes {folder}: {len(rest.plan.requests)} of {len(plan.requests)} requests are left")
+    with _same_target(settings, rest.url, say) as target:
+        interrupted = _send(settings, rest, target, _speech(settings, plan), folder, how)
+    return _finish(folder, settings, how, interrupted)
+
+
+def _finish(folder: Path, settings: Settings, how: How, interrupted: bool) -> int:
+    """The numbers, on the screen and in files; the exit status."""
     results = _results.read(folder, settings.allow)
-    _results.show(results, _results.write(results, settings.out_dir), json, quiet)
+    _results.show(results, _results.write(results, settings.out_dir), how.json, how.quiet)
     return _INTERRUPTED if interrupted else results.exit_code
+
+
+def _check_version(folder: Path) -> None:
+    """Raise InputError when a run was begun by another version: its halves would be measured differently."""
+    version = config.read(folder / _ENVIRONMENT).get("llmbench")
+    if version != __version__:
+        raise InputError(f"{folder}: the run was begun by llmbench {version}, this is {__version__}; repeat it")
 
 
 def _sealed(settings: Settings, say: Say) -> plans.Plan:
@@ -79,19 +148,18 @@ def _speech(settings: Settings, plan: plans.Plan) -> fleet.Speech:
     return fleet.Speech(name=settings.dialect or plan.settings.dialect or "contest", options=options)
 
 
-def _send(
-    settings: Settings, plan: plans.Plan, target: Target, speech: fleet.Speech, folder: Path, quiet: bool
-) -> bool:
-    """Send the plan, with one process or several; whether it was interrupted."""
+def _send(settings: Settings, rest: Rest, target: Target, speech: fleet.Speech, folder: Path, how: How) -> bool:
+    """Send what is to be sent, with one process or several; whether it was interrupted."""
     timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
-    progress = None if quiet or not sys.stderr.isatty() else overwrite
-    slots = settings.concurrency
-    watching = _watching(settings, target)
+    progress = None if how.quiet or not sys.stderr.isatty() else overwrite
+    plan, slots = rest.plan, settings.concurrency
     workers = fleet.num_workers(plan, slots) if settings.workers == "auto" else settings.workers
+    part = Part(attempt=rest.attempt, from_s=rest.from_s)
+    watching = _watching(settings, target)
     if workers > 1:
-        return fleet.send(plan, target, speech, timeouts, folder, workers, slots, progress, watching)
-    path = folder / journal.name(1, 0)
-    return run(plan, target, speech.dialect(), timeouts, path, slots, progress, [monitor, *watching]).interrupted
+        return fleet.send(plan, target, speech, timeouts, folder, workers, slots, progress, watching, part)
+    path, watching = folder / journal.name(part.attempt, 0), [monitor, *watching]
+    return run(plan, target, speech.dialect(), timeouts, path, slots, progress, watching, part).interrupted
 
 
 def _watching(settings: Settings, target: Target) -> list[Observer]:
@@ -108,14 +176,13 @@ def _watching(settings: Settings, target: Target) -> list[Observer]:
 def _target(settings: Settings, say: Say) -> Iterator[Target]:
     """The server to measure: the one named, the one on the port, or the bundled stack, launched for this run."""
     try:
-        target = locate(settings.url or f"http://localhost:{settings.port}")
+        target = locate(settings.url or _on_port(settings))
     except ServingError:
         if settings.url is not None:
             raise
         say(f"nobody listens on port {settings.port}: launching the bundled stack for this run")
-        with launched(_serve_arguments(settings, say)) as server:
-            say(f"target: {server.url} (pid {server.pid})")
-            yield locate(server.url)
+        with _launched(settings, say) as target:
+            yield target
         return
     if settings.model or settings.engine or settings.config:
         raise InputError(
@@ -124,6 +191,33 @@ def _target(settings: Settings, say: Say) -> Iterator[Target]:
         )
     say(f"target: {target.url} ({target.host} port {target.port})")
     yield target
+
+
+@contextmanager
+def _same_target(settings: Settings, url: str, say: Say) -> Iterator[Target]:
+    """The server that a run was sent to: where --url says that it is now, where it was, or the bundled stack again."""
+    if not url and settings.url is None:  # nothing was sent yet
+        with _target(settings, say) as target:
+            yield target
+    elif settings.url is None and url != _on_port(settings):
+        say("launching the bundled stack again")
+        with _launched(settings, say) as target:
+            yield target
+    else:
+        target = locate(settings.url or url)
+        say(f"target: {target.url} ({target.host} port {target.port})")
+        yield target
+
+
+@contextmanager
+def _launched(settings: Settings, say: Say) -> Iterator[Target]:
+    with launched(_serve_arguments(settings, say)) as server:
+        say(f"target: {server.url} (pid {server.pid})")
+        yield locate(server.url)
+
+
+def _on_port(settings: Settings) -> str:
+    return f"http://localhost:{settings.port}"
 
 
 def _serve_arguments(settings: Settings, say: Say) -> list[str]:

@@ -24,15 +24,18 @@ class Task(str, Enum):
     ACCURACY = "2"
 
 
-def _workers(value: str) -> str:
-    if value != "auto" and not (value.isdecimal() and int(value) > 0):
+def _workers(value: str) -> str | int:
+    if value == "auto":
+        return value
+    if not (value.isdecimal() and int(value) > 0):
         raise typer.BadParameter(f"must be a number above 0, or auto; got {value!r}")
-    return value
+    return int(value)
 
 
-def perf(
+def perf(  # the names are those of `_perf.Settings`, which is made from all that is given
+    context: typer.Context,
     qps: Annotated[float, typer.Option("-X", "--qps", help="Requests per second.")] = 5.0,
-    test_time: Annotated[
+    test_time_s: Annotated[
         float | None,
         typer.Option("-T", "--test-time", help="Seconds to send for; X * T requests.  [default: 10, or all of a ramp]"),
     ] = None,
@@ -41,7 +44,7 @@ def perf(
     url: Annotated[str | None, typer.Option(help="Without it: --port, or the bundled stack.")] = None,
     out_dir: Annotated[Path | None, typer.Option("-O", "--out-dir", help="Where result_X_x.json goes as well.")] = None,
     task: Annotated[Task | None, typer.Option(help="Contest task: 1 is alpaca_5010, 2 is alpaca_521.")] = None,
-    dataset: Annotated[str | None, typer.Option(help=DATASET_HELP + "  [default: alpaca_5010]")] = None,
+    dataset: Annotated[str, typer.Option(help=DATASET_HELP)] = "alpaca_5010",
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model that counts the tokens to ask for.")] = None,
     arrivals: Annotated[str, typer.Option(help=ARRIVALS_HELP)] = "poisson",
     dialect: Annotated[
@@ -62,7 +65,9 @@ def perf(
     temperature: TemperatureOption = 0.0,
     ignore_eos: IgnoreEosOption = False,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to ask for, of every request.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that one request may take.")] = 1800.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds that one request may take.")
+    ] = 1800.0,
     metrics_url: Annotated[
         str | None, typer.Option(metavar="URL|off", help="The server's own counters.  [default: its /metrics, if any]")
     ] = None,
@@ -73,6 +78,12 @@ def perf(
     config: Annotated[Path | None, typer.Option(help="Settings file of the launched stack.")] = None,
     name: Annotated[str, typer.Option(help="Ends the name of the run's folder.")] = "perf",
     results: Annotated[Path, typer.Option(help="Where the folders of runs are.")] = Path("results"),
+    settings: Annotated[
+        Path | None, typer.Option(help="YAML file of these settings, as in configs/perf; flags override it.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Send what is left of a run that broke off; takes its settings.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False,
 ) -> None:
@@ -82,39 +93,7 @@ def perf(
     """
     from llmbench.cli import _perf
 
-    if task is not None and dataset is not None:
-        raise typer.BadParameter("--task already names a dataset; leave one of --task and --dataset out")
-    settings = _perf.Settings(
-        qps=qps,
-        test_time_s=test_time,
-        num_requests=num_requests,
-        url=url,
-        port=port,
-        out_dir=out_dir,
-        dataset=dataset or ("alpaca_521" if task is Task.ACCURACY else "alpaca_5010"),
-        tokenizer=tokenizer,
-        arrivals=arrivals,
-        dialect=dialect,
-        data_shape=data_shape,
-        concurrency=concurrency,
-        workers="auto" if workers == "auto" else int(workers),
-        seed=seed,
-        seed_schedule=seed_schedule,
-        seed_prompts=seed_prompts,
-        seed_lengths=seed_lengths,
-        seed_sampling=seed_sampling,
-        shuffle=shuffle,
-        temperature=temperature,
-        ignore_eos=ignore_eos,
-        max_new_tokens=max_new_tokens,
-        timeout_s=timeout,
-        metrics_url=metrics_url,
-        allow=allow or [],
-        plan=plan,
-        model=model,
-        engine=engine,
-        config=config,
-        name=name,
-        results=results,
-    )
-    raise typer.Exit(_perf.main(settings, json=json, quiet=quiet))
+    given = {
+        name for name in context.params if str(context.get_parameter_source(name)) == "ParameterSource.COMMANDLINE"
+    }
+    raise typer.Exit(_perf.command(dict(context.params), given))

@@ -95,28 +95,27 @@ def send(
     concurrency: int | None = None,
     progress: Callable[[Counts], None] | None = None,
     observers: Sequence[Observer] = (),
-    attempt: int = 1,
-    from_s: float = 0.0,
+    part: Part = Part(),  # noqa: B008 (frozen)
 ) -> bool:
     """Send the plan with so many processes; whether it was interrupted. The records are in the journals of `folder`.
 
     What `observers` see, and the requests of a worker that died, go into a journal of this process, the last one.
     Raises InvalidMeasurement when a worker cannot start.
     """
-    parts = [part for part in plan.split(min(workers, concurrency or workers)) if part.requests]
+    plans = [one for one in plan.split(min(workers, concurrency or workers)) if one.requests]
+    own = msgspec.structs.replace(part, worker=len(plans), num_workers=len(plans))
     jobs = [
         Job(
-            plan=part,
+            plan=one,
             target=target,
             speech=speech,
             timeouts=timeouts,
-            concurrency=_share(concurrency, number, len(parts)),
-            journal=str(folder / journals.name(attempt, number)),
-            part=Part(attempt=attempt, worker=number, num_workers=len(parts), from_s=from_s),
+            concurrency=_share(concurrency, number, len(plans)),
+            journal=str(folder / journals.name(part.attempt, number)),
+            part=msgspec.structs.replace(own, worker=number),
         )
-        for number, part in enumerate(parts)
+        for number, one in enumerate(plans)
     ]
-    own = Part(attempt=attempt, worker=len(parts), num_workers=len(parts), from_s=from_s)
     fleet = _Fleet(jobs, progress)
     loop = new_loop()
     try:
