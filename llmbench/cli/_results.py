@@ -3,16 +3,21 @@
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from llmbench.cli._evidence import evidence
-from llmbench.loadgen import journal
+from llmbench.cli import _formats
+from llmbench.cli._evidence import CALIBRATION, evidence
+from llmbench.loadgen import calibrate, journal
+from llmbench.loadgen.record import Record
 from llmbench.metrics import checks as validity
+from llmbench.metrics import steady, windows
 from llmbench.metrics.summary import Summary, summarise
 from llmbench.report import console as screen
-from llmbench.report import contest, files
+from llmbench.report import contest
 from llmbench.report.terminal import Terminal
+from llmbench.report.view import View
 from llmbench.workload import plan as plans
 
 PLAN = "plan.jsonl.gz"
@@ -49,24 +54,64 @@ def read(folder: Path, allow: Collection[str] = ()) -> Results:
     )
 
 
-def write(results: Results, out_dir: Path | None = None) -> str:
-    """The folder's files; the contest's result file in `out_dir` as well. The last line of the contest's log."""
+def view(results: Results, part: windows.Window | None = None, steadily: bool = False) -> View:
+    """What is to be shown: the whole run, with its steady part or without, or the requests due in a part of it."""
     folder, plan, trail = results.folder, results.plan, results.trail
-    files.summary(folder, results.numbers, results.checks)
-    files.records(folder, trail.records)
-    files.write(folder / "report.txt", screen.text(results.numbers, results.checks).encode())
+    start_ns = trail.header.start_ns
+    found = steady.steady(trail.records, start_ns) if steadily and part is None else None
+    settled = found.window if found else None
+    calibration = folder / CALIBRATION
+    return View(
+        title=folder.resolve().name,
+        numbers=results.numbers if part is None else summarise(_records(results, part)),
+        whole=None if part is None else results.numbers,
+        checks=results.checks,
+        traces=_records(results, part),
+        start_ns=start_ns,
+        load=_load(plan),
+        target=f"{trail.header.dialect} at {trail.header.url}",
+        plan_sha256=plan.sha256,
+        window=part,
+        traffic=None if part is None else windows.traffic(trail.records, start_ns, part),
+        steady=found,
+        steady_numbers=None if settled is None else summarise(_records(results, settled)),
+        steady_traffic=None if settled is None else windows.traffic(trail.records, start_ns, settled),
+        instrument=calibrate.plus_minus(calibrate.read(calibration)) if calibration.is_file() else "",
+        environment=_environment(folder),
+        prompts=_prompts(plan),
+        samples=trail.samples,
+        scrapes=trail.scrapes,
+        seams_s=trail.seams_s,
+    )
+
+
+def part(results: Results, from_s: float | None, to_s: float | None) -> windows.Window:
+    """The part of a run between two seconds of its plan. Raises InputError when nothing is in it."""
+    start_ns = results.trail.header.start_ns
+    return windows.window(from_s, to_s, windows.whole(results.trail.records, start_ns))
+
+
+def export(results: Results, shown: View) -> _formats.Export:
+    """What is shown, as all formats want it."""
+    plan, header = results.plan, results.trail.header
     about = contest.Run(
         qps=plan.settings.qps,
         interval_s=round(1 / plan.settings.qps, 2),
         num_samples=plan.settings.num_samples,
-        prompts=[str(planned.request.prompt) for planned in plan.requests],
-        start_ns=trail.header.start_ns,
-        start_wall_s=trail.header.start_wall_s,
+        prompts=shown.prompts,
+        start_ns=header.start_ns,
+        start_wall_s=header.start_wall_s,
     )
-    log = contest.log(folder, about, trail.records)
-    contest.result(folder, about, trail.records)
+    return _formats.Export(view=shown, answers=_records(results, shown.window), about=about)
+
+
+def write(results: Results, out_dir: Path | None = None) -> str:
+    """The folder's files; the contest's result file in `out_dir` as well. The last line of the contest's log."""
+    found = export(results, view(results, steadily=True))
+    _formats.write(_formats.ALWAYS, found, results.folder)
     if out_dir is not None:
-        contest.result(out_dir, about, trail.records)
+        _formats.write(["contest"], found, out_dir)
+    log = contest.log(results.folder, found.about, found.answers)
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
 
 
@@ -79,6 +124,35 @@ def show(results: Results, last: str, json: bool, quiet: bool) -> None:
     if quiet:
         print(results.verdict)
     else:
-        screen.show(Terminal(), results.numbers, results.checks)
+        screen.show(Terminal(), view(results))
         print(f"files: {results.folder}")
     print(last)
+
+
+def _records(results: Results, part: windows.Window | None) -> list[Record]:
+    records = results.trail.records
+    return records if part is None else windows.due_in(records, results.trail.header.start_ns, part)
+
+
+def _load(plan: plans.Plan) -> str:
+    """What was sent: `60 requests of alpaca_521, poisson arrivals, 6 per second, seed 0`."""
+    settings = plan.settings
+    rate = f", {settings.rate:.4g} per second" if settings.rate else ""
+    return (
+        f"{len(plan.requests)} requests of {settings.dataset}, {settings.arrivals} arrivals{rate}, seed {settings.seed}"
+    )
+
+
+def _prompts(plan: plans.Plan) -> list[str]:
+    """By index, which need not be the order of the plan."""
+    prompts = {planned.index: str(planned.request.prompt) for planned in plan.requests}
+    return [prompts.get(index, "") for index in range(max(prompts, default=-1) + 1)]
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """What the run says that it was measured with; nothing when it does not say so."""
+    try:
+        found = msgspec.json.decode((folder / "environment.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}

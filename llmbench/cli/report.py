@@ -1,4 +1,4 @@
-"""`llmbench report`: a run's numbers and verdict again, from its plan and journals alone."""
+"""`llmbench report`: a run's numbers and verdict again, from its plan and journals alone; or what another tool left."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +11,46 @@ AllowOption = Annotated[
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="The folder of a run; or a result file of the contest, vLLM or GuideLLM."),
+    ],
+    from_s: Annotated[
+        float | None, typer.Option("--from", metavar="S", help="Only requests due from this second of the plan.")
+    ] = None,
+    to_s: Annotated[float | None, typer.Option("--to", metavar="S", help="And before this one.")] = None,
+    steady: Annotated[bool, typer.Option("--steady", help="Show the steady part beside the whole run.")] = False,
+    definition: Annotated[
+        str | None,
+        typer.Option(metavar="TOOL", help="What that tool would have printed: vllm, sglang, guidellm, aiperf, …"),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Write only json, csv, txt, md, html, xlsx, parquet, contest; or all."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where the files go.  [default: RUN]")
+    ] = None,
     allow: AllowOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False,
 ) -> None:
     """Compute a run's numbers, checks and files again from its journals, also of a run that was killed.
 
-    Exit status 0: the run is valid, 3: it is not, 4: it cannot be told.
+    Exit status 0: the run is valid, 3: it is not, 4: it cannot be told. What other tools left is shown, not judged.
     """
-    from llmbench.cli import _results
+    from llmbench.cli import _report
 
-    results = _results.read(run, allow or ())
-    _results.show(results, _results.write(results), json, quiet)
-    raise typer.Exit(results.exit_code)
+    settings = _report.Settings(
+        run=run,
+        from_s=from_s,
+        to_s=to_s,
+        steady=steady,
+        definition=definition,
+        formats=formats or [],
+        output=output,
+        allow=allow or [],
+        json=json,
+        quiet=quiet,
+    )
+    raise typer.Exit(_report.main(settings))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from llmbench.errors import InputError
 from llmbench.metrics import Trace
 
 Floats = NDArray[np.float64]
+Some = TypeVar("Some", bound=Trace)
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +56,7 @@ def whole(traces: Sequence[Trace], start_ns: int) -> Window:
     return Window(from_s=0.0, to_s=math.ceil(seconds(start_ns, max(ends_ns, default=start_ns)) * 1e3 + 1) / 1e3)
 
 
-def due_in(traces: Sequence[Trace], start_ns: int, part: Window) -> list[Trace]:
+def due_in(traces: Sequence[Some], start_ns: int, part: Window) -> list[Some]:
     """The requests that were due in a window."""
     return [trace for trace in traces if part.from_s <= seconds(start_ns, trace.due_ns) < part.to_s]
 

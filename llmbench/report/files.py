@@ -16,9 +16,9 @@ import psutil
 from llmbench import __version__
 from llmbench.clock import seconds, stamp
 from llmbench.errors import InputError
-from llmbench.metrics import Trace, per_request
-from llmbench.metrics.checks import Check, verdict
+from llmbench.metrics import Metric, Trace, per_request, per_run
 from llmbench.metrics.summary import Summary
+from llmbench.report.view import View
 
 _PACKAGES = ("uvloop", "msgspec", "numpy", "sentencepiece", "mindspore", "mindformers", "torch")
 
@@ -45,7 +45,12 @@ def make_folder(folder: Path, flag: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """A value as indented JSON; infinite numbers become null, paths strings."""
-    write(path, msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n")
+    write(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """The same as bytes."""
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2) + b"\n"
 
 
 def write(path: Path, data: bytes) -> None:
@@ -55,9 +60,43 @@ def write(path: Path, data: bytes) -> None:
     os.replace(aside, path)
 
 
-def summary(folder: Path, numbers: Summary, checks: Sequence[Check]) -> None:
-    """`summary.json`: the verdict first, then the checks, then the numbers."""
-    write_json(folder / "summary.json", {"verdict": verdict(checks), "checks": list(checks), "summary": numbers})
+def summary(view: View) -> dict[str, Any]:
+    """What `summary.json` holds: the verdict first, then the checks, then the numbers with their definitions."""
+    judged = {"verdict": view.verdict} if view.verdict else {"verdict": None, "not_judged": view.not_judged}
+    value: dict[str, Any] = judged | {"checks": list(view.checks), "summary": _defined(view.numbers)}
+    if view.window is not None:
+        value |= {"window": view.window, "traffic": view.traffic}
+    if view.steady is not None:
+        numbers = None if view.steady_numbers is None else _defined(view.steady_numbers)
+        value["steady"] = {
+            "window": view.steady.window,
+            "reason": view.steady.reason,
+            "traffic": view.steady_traffic,
+            "summary": numbers,
+        }
+    return value | {"plan_sha256": view.plan_sha256, "load": view.load, "instrument": view.instrument}
+
+
+def _defined(numbers: Summary) -> dict[str, Any]:
+    """A summary in which every metric says what it is and of how many requests (or gaps) it is."""
+    value: dict[str, Any] = msgspec.structs.asdict(numbers)
+    value["run"] = {
+        metric.name: {"value": numbers.run.get(metric.name), "n": numbers.num_planned, **_definition(metric)}
+        for metric in per_run.METRICS
+    }
+    value["requests"] = {
+        metric.name: {
+            **msgspec.structs.asdict(numbers.requests[metric.name]),
+            "n": numbers.requests[metric.name].num,
+            **_definition(metric),
+        }
+        for metric in (*per_request.METRICS, *per_request.GAPS)
+    }
+    return value
+
+
+def _definition(metric: Metric[Any, Any]) -> dict[str, str]:
+    return {"unit": metric.unit, "better": metric.better, "definition": metric.formula}
 
 
 def records(folder: Path, traces: Sequence[Trace]) -> None:

@@ -6,30 +6,8 @@ from pathlib import Path
 import pytest
 
 from llmbench.errors import InputError
-from llmbench.loadgen.record import Record
-from llmbench.metrics import checks
-from llmbench.metrics.summary import summarise
-from llmbench.report import console, files
-
-MS = 1_000_000
-
-
-def records() -> list[Record]:
-    good = Record(
-        index=1,
-        status="answered",
-        due_ns=1000 * MS,
-        released_ns=1000 * MS,
-        sent_ns=1001 * MS,
-        connected_ns=1001 * MS,
-        stamps_ns=[1051 * MS, 1061 * MS],
-        tokens=[1, 1],
-        num_tokens=2,
-        done_ns=1062 * MS,
-        finish_reason="length",
-    )
-    bad = Record(index=0, status="failed", reason="HTTP 503: full, come back", due_ns=0, sent_ns=0, done_ns=5 * MS)
-    return [good, bad]
+from llmbench.report import files
+from tests.report.conftest import records, view
 
 
 def test_a_runs_folder_is_new_even_when_two_start_in_one_second(tmp_path: Path) -> None:
@@ -45,13 +23,20 @@ def test_a_place_that_cannot_hold_folders_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_summary_file_has_the_verdict_first_and_null_for_what_is_infinite(tmp_path: Path) -> None:
-    files.summary(tmp_path, summarise(records()), checks.check(checks.Evidence(traces=records())))
-    text = (tmp_path / "summary.json").read_text()
+    text = files.as_json(files.summary(view(records()))).decode()
     value = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert next(iter(value)) == "verdict"
     assert value["verdict"] == "INVALID"
     assert value["summary"]["requests"]["e2el"]["max"] is None
     assert value["summary"]["requests"]["e2el"]["num_infinite"] == 1
+
+
+def test_every_number_in_the_summary_file_says_what_it_is_and_of_how_many_it_is() -> None:
+    found = json.loads(files.as_json(files.summary(view(records()))))["summary"]
+    for numbers in (found["requests"], found["run"]):
+        assert all(entry["definition"] and entry["unit"] and entry["n"] >= 0 for entry in numbers.values())
+    assert found["requests"]["ttft"]["n"] == 2
+    assert found["run"]["exec_time"]["value"] == pytest.approx(1.062)
 
 
 def test_the_records_are_one_line_each_in_the_order_of_the_plan(tmp_path: Path) -> None:
@@ -77,20 +62,3 @@ def test_the_environment_says_what_was_measured_with() -> None:
     found = files.environment()
     assert found["num_cpus"] >= 1
     assert found["packages"]["msgspec"]
-
-
-def test_the_screen_has_the_verdict_first_and_the_reasons_of_failures() -> None:
-    text = console.text(summarise(records()), checks.check(checks.Evidence(traces=records())))
-    assert text.splitlines()[0] == "INVALID"
-    assert "1 x HTTP 503: full, come back" in text
-    assert "FAILED  requests without an answer: 1 (limit 0) -> " in text
-    assert "inf" in next(line for line in text.splitlines() if line.startswith("E2EL"))
-    assert "1 answered, 1 failed, 0 unfinished of 2" in text
-
-
-def test_the_screen_of_a_valid_run_says_so_in_milliseconds() -> None:
-    good = records()[:1]
-    text = console.text(summarise(good), checks.check(checks.Evidence(traces=good)))
-    assert text.splitlines()[0] == "VALID"
-    assert "51.00" in next(line for line in text.splitlines() if line.startswith("TTFT "))
-    assert len(text.splitlines()) < 24

@@ -1,0 +1,104 @@
+"""Numbers as people read them: units that fit, verdicts and runs in a sentence."""
+
+import math
+from collections.abc import Iterable
+
+from llmbench.metrics.summary import Distribution
+from llmbench.report.view import View
+
+_UNITS = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
+DASH = "-"
+
+
+def unit(times_s: Iterable[float | None]) -> tuple[str, float]:
+    """One unit for several times, and what seconds are multiplied with: the middle one is between 1 and 10,000 of it.
+
+    µs only where all are below a millisecond.
+    """
+    known = sorted(value for value in times_s if value is not None and math.isfinite(value) and value > 0)
+    if not known:
+        return _UNITS[1]
+    if known[len(known) // 2] >= 10:
+        return _UNITS[0]
+    return _UNITS[1] if known[-1] >= 1e-3 else _UNITS[2]
+
+
+def number(value: float | None) -> str:
+    """Three digits or more: 0.123, 12.3, 1234."""
+    if value is None:
+        return DASH
+    if math.isinf(value):
+        return "inf"
+    if value == 0:
+        return "0"
+    return f"{value:.{max(0, min(4, 2 - math.floor(math.log10(abs(value)))))}f}"
+
+
+def time(value_s: float | None) -> str:
+    """`3.9 ms`, each in the unit that suits it."""
+    if value_s is None or math.isinf(value_s):
+        return DASH if value_s is None else "for ever"
+    name, factor = unit([value_s]) if value_s < 1 else _UNITS[0]
+    return f"{_short(value_s * factor)} {name}"
+
+
+def quantity(value: float | None, its_unit: str) -> str:
+    """A check's value: times in the unit that suits them."""
+    if value is None:
+        return DASH
+    if its_unit == "s":
+        return "inf" if math.isinf(value) else "0 ms" if value == 0 else time(value)
+    shown = f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else number(value)
+    return shown + (its_unit and f" {its_unit}")
+
+
+def verdict(view: View) -> str:
+    """The first line: the verdict, and how many requests have no answer."""
+    numbers = view.whole or view.numbers
+    if view.verdict is None:
+        return f"not judged: {view.not_judged}"
+    counts = ((numbers.num_failed, "failed"), (numbers.num_unfinished, "unfinished"))
+    lost = [f"{count} {word}" for count, word in counts if count]
+    requests = f"{', '.join(lost)} of" if lost else "all"
+    answered = "" if lost else " answered"
+    against = sum(check.verdict in ("failed", "inconclusive") and not check.allowed for check in view.checks)
+    why = "" if not against else f"; {against} check{'' if against == 1 else 's'} not passed, see below"
+    return f"{view.verdict}  {requests} {numbers.num_planned} requests{answered}{why}"
+
+
+def sentence(view: View) -> str:
+    """The run in words: what was sustained, and what half and nearly all of the users saw."""
+    numbers = view.numbers
+    rate, took_s = numbers.run.get("requests_per_s"), numbers.run.get("exec_time")
+    if not numbers.num_answered or rate is None or took_s is None:
+        return "No request was answered." if numbers.num_planned else "There is no request in it."
+    parts = [f"Answered {_short(rate)} requests/s for {_short(took_s)} s"]
+    if view.window is not None and view.traffic is not None:
+        parts = [f"From {view.window} {_short(view.traffic.answers_per_s)} answers/s; of the requests due then"]
+    first, whole = numbers.requests["ttft"], numbers.requests["e2el"]
+    if first.num > first.num_infinite:
+        parts.append(_saw(first, "saw their first token"))
+        parts.append(f"the whole answer took {_typical(whole)}")
+    elif whole.num:
+        parts.append(_saw(whole, "had their answer"))
+    return "; ".join(parts).replace("then; ", "then ") + "."
+
+
+def _saw(spread: Distribution, what: str) -> str:
+    """`half of the users saw their first token within 3.9 ms, 99 % within 12 ms`."""
+    near, far = _within(spread.p50), _within(spread.p99)
+    return f"half of the users {what} {near}, 99 % {far}"
+
+
+def _within(value_s: float | None) -> str:
+    return f"within {time(value_s)}" if value_s is not None and math.isfinite(value_s) else "not at all"
+
+
+def _typical(spread: Distribution) -> str:
+    near, far = time(spread.p50), time(spread.p99)
+    return f"{near} (median) to {far} (p99)"
+
+
+def _short(value: float) -> str:
+    """At most three digits: 5, 0.25, 312."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
