@@ -55,7 +55,7 @@ class AgentGroup:
             await _abandon(starts)
             raise
         finally:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     @property
     def pids(self) -> tuple[int, ...]:
