@@ -141,11 +141,19 @@ def _respondent(settings: Settings, opened: Model | None) -> Iterator[Respondent
 
 
 def _over_http(settings: Settings, target: Target, model: str, fingerprint: str) -> Respondent:
-    options = {"model": settings.served_model} if settings.served_model else {}
-    dialect = protocols.get(settings.dialect, **options)
+    dialect = _dialect(settings)
     timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
     answerer = HttpAnswerer(target, dialect, settings.concurrency, timeouts)
     return Respondent(model=model, fingerprint=fingerprint, via=f"http {dialect.name}", answerer=answerer)
+
+
+def _dialect(settings: Settings) -> protocols.Dialect:
+    if not settings.served_model:
+        return protocols.get(settings.dialect)
+    try:
+        return protocols.get(settings.dialect, model=settings.served_model)
+    except TypeError as error:
+        raise InputError(f"--served-model: requests of the {settings.dialect} dialect name no model") from error
 
 
 def _model(settings: Settings) -> str:

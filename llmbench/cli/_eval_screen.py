@@ -106,7 +106,9 @@ def _failures(console: Console, failures: Sequence[Failure], number: int) -> Non
 
 def comparison(console: Console, found: Comparison) -> None:
     """The verdict, the difference with its bounds, the flips."""
-    style = {"not worse": "bold green", "inconclusive": "bold yellow"}.get(found.verdict, "bold red")
+    style = {"the same": "bold green", "not worse": "bold green", "inconclusive": "bold yellow"}.get(
+        found.verdict, "bold red"
+    )
     console.print(Text(f"eval {found.verdict.upper()}", style=style))
     console.print(
         f"right: {found.base_accuracy:.2%} before, {found.new_accuracy:.2%} now; difference "

@@ -22,12 +22,15 @@ HARD = frozenset(
 """C-Eval's hard subjects; the reference filters MMLU by the same names."""
 
 _ASCII_LETTER = re.compile("[A-Za-z]")
+# "A" alone may be the article: it is an answer where nothing follows that an article could stand before.
+_LONE = r"(?:([B-D])(?![A-Za-z])|(A)(?=[.):,]|\s*\n|\s*\Z|\s+(?:is|because|since)\b))"
+_GAP = r"[^A-Za-z\n]{0,8}"
 # An answer that is announced, one that stands first, then any letter that stands alone; the first that matches.
 _PATTERNS = (
-    re.compile(r"(?i:\banswer\b|\bchoice\b|\boption\b|答案|选)[^A-Za-z\n]{0,8}(?i:is|are|为|是)?[^A-Za-z\n]{0,8}([A-D])(?![A-Za-z])"),
-    re.compile(r"\A[^A-Za-z]*([A-D])(?![A-Za-z])"),
-    re.compile(r"(?<![A-Za-z])([B-D])(?![A-Za-z])|(?<![A-Za-z])(A)(?=[.):,]|\s*\Z)"),  # "A" alone may be the article
-)  # fmt: skip
+    re.compile(rf"(?i:\banswer\b|\bchoice\b|\boption\b|答案|选){_GAP}(?i:is|为|是)?{_GAP}([A-D])(?![A-Za-z])"),
+    re.compile(rf"\A[^A-Za-z]*{_LONE}"),
+    re.compile(rf"(?<![A-Za-z]){_LONE}"),
+)
 
 
 def read_rows(path: Path, width: int) -> list[list[str]]:

@@ -58,7 +58,7 @@ def run(program: str, timeout_s: float) -> Outcome:
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(f"{word}\n{program}".encode("utf-8", "surrogateescape"), timeout_s)
+            said, _ = process.communicate(f"{word}\n{program}".encode("utf-8", "replace"), timeout_s)
         except subprocess.TimeoutExpired:
             return "timed out"
         finally:

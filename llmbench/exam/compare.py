@@ -2,9 +2,9 @@
 
 Definitions of accuracy-methods section 2. With N items, of which b were right before and are wrong now and c the other
 way: difference = (c - b) / N, standard error = sqrt(b + c - (b - c)^2 / N) / N, McNemar's exact test is two-sided on
-binomial(b; b + c, 1/2). The new run is not worse when the lower one-sided 95 % bound of the difference is above
-minus the margin: both Tango's (1998) score bound, for which items are independent, and the bootstrap's over whole
-subjects, for which they need not be.
+binomial(b; b + c, 1/2). Runs are the same when no answer is another one. The new run is not worse when the lower
+one-sided 95 % bound of the difference is above minus the margin: both Tango's (1998) score bound, for which items are
+independent, and the bootstrap's over whole subjects, for which they need not be.
 """
 
 import math
@@ -20,8 +20,8 @@ from llmbench.evals import Marked
 from llmbench.exam.journal import Header
 
 Float64 = npt.NDArray[np.float64]
-Verdict = Literal["not worse", "worse", "inconclusive"]
-EXIT: dict[Verdict, int] = {"not worse": 0, "worse": 1, "inconclusive": 4}
+Verdict = Literal["the same", "not worse", "worse", "inconclusive"]
+EXIT: dict[Verdict, int] = {"the same": 0, "not worse": 0, "worse": 1, "inconclusive": 4}
 
 Z_95 = 1.6448536269514722  # the 95 % point of the normal distribution
 SIGNIFICANT = 0.05
@@ -73,6 +73,7 @@ def compare(base: Run, new: Run, margin: float = 0.01, seed: int = 0) -> Compari
     """Compare two runs. Raises InvalidMeasurement unless both asked the same, and both asked all of it."""
     pairs = _pairs(base, new)
     number = len(pairs)
+    changed = sum(old.predicted != now.predicted for old, now in pairs)
     lost = [(old, now) for old, now in pairs if old.correct and not now.correct]
     gained = [(old, now) for old, now in pairs if now.correct and not old.correct]
     changes, sizes = _by_group(pairs)
@@ -83,7 +84,7 @@ def compare(base: Run, new: Run, margin: float = 0.01, seed: int = 0) -> Compari
     p_value = mcnemar(len(lost), len(gained))
     bound = lower if clustered_lower is None else min(lower, clustered_lower)
     return Comparison(
-        verdict=_verdict(bound, margin, difference, p_value),
+        verdict=_verdict(bound, margin, difference, p_value) if changed else "the same",
         num_items=number,
         num_groups=len(sizes),
         base_accuracy=sum(old.correct is True for old, _ in pairs) / number,
@@ -98,7 +99,7 @@ def compare(base: Run, new: Run, margin: float = 0.01, seed: int = 0) -> Compari
         num_lost=len(lost),
         num_gained=len(gained),
         flip_rate=(len(lost) + len(gained)) / number,
-        num_changed=sum(old.predicted != now.predicted for old, now in pairs),
+        num_changed=changed,
         flips=[_flip(old, now) for old, now in sorted(lost + gained, key=lambda pair: pair[0].number)],
     )
 

@@ -60,7 +60,7 @@ def served(target: Target, timeout_s: float = 5.0) -> str:
 
 
 def _request(index: int, ask: Ask) -> Request:
-    scored = {"text": (None, None), "next": (TOP, None), "prompt": (0, 0)}[ask.want]
+    scored = {"text": (None, None), "next": (TOP, None), "prompt": (None, 1)}[ask.want]
     return Request(
         prompt=ask.prompt,
         max_new_tokens=ask.max_new_tokens,

@@ -84,7 +84,7 @@ class Journal:
         if not self._path.exists():
             return {}
         found, lines = read(self._path)
-        for name in ("fingerprint", "protocol"):
+        for name in ("fingerprint", "protocol", "via", "num_items"):
             was, now = getattr(found, name), getattr(header, name)
             if was != now:
                 raise InvalidMeasurement(f"{self._path}: begun with {name} {was}, not with {now}; leave --resume out")
@@ -106,7 +106,7 @@ class Journal:
 
 
 def read(path: Path) -> tuple[Header, list[Marked]]:
-    """What `items.jsonl` holds; a torn last line is left out. Raises InputError."""
+    """What `items.jsonl` holds, of each item its last line; a torn last line is left out. Raises InputError."""
     try:
         first, *lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -116,12 +116,13 @@ def read(path: Path) -> tuple[Header, list[Marked]]:
     number = 1
     try:
         header = msgspec.json.decode(first, type=Header)
-        found = []
+        found: dict[str, Marked] = {}
         for number, line in enumerate(lines, 2):  # noqa: B007 (named in the error)
-            found.append(decoder.decode(line))
+            marked = decoder.decode(line)
+            found[marked.id] = marked
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: line {number} is not one of an eval's journal ({error})") from error
-    return header, found
+    return header, list(found.values())
 
 
 def key_of(header: Header, item: Item) -> str:

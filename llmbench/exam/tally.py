@@ -52,7 +52,7 @@ def results(marked: Sequence[Marked], num_items: int) -> Results:
         num_items=num_items,
         num_marked=len(marked),
         num_unanswered=num_items - len(marked),
-        num_without_answer=sum(one.predicted == NO_ANSWER for one in marked),
+        num_without_answer=sum(one.predicted == NO_ANSWER for one in judged),
         micro=tally("all", judged) if judged else None,
         macro=math.fsum(one.accuracy for one in groups) / len(groups) if groups else None,
         categories=_by((one.category, one) for one in judged),
