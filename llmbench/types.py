@@ -81,7 +81,8 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     asked for; `prompt` are the tokens of the prompt, on the first piece, when those were. The last piece has a
     `finish_reason`, and `stop_reason` is the stop text or id that ended it; `full_text`, `total_tokens` and
     `num_prompt_tokens` are what the server says about the whole answer, where it does. `error` is the reason when
-    `finish_reason` is "error".
+    `finish_reason` is "error". On the client `assumed` says that nobody told how many tokens the piece is, and
+    `reasoning` that it is what the model thinks before its answer.
     """
 
     text: str = ""
@@ -97,3 +98,5 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_tokens: int | None = None
     num_cached_tokens: int | None = None
     error: str | None = None
+    assumed: bool = False
+    reasoning: bool = False

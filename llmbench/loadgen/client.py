@@ -5,67 +5,71 @@ A request that cannot be sent or answered is a record with its reason; nothing h
 
 import asyncio
 import os
-import socket
 from collections.abc import Callable
-from typing import Literal, cast
-from urllib.parse import urlsplit
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
 from llmbench.clock import now_ns, seconds
-from llmbench.errors import InputError, ServingError
+from llmbench.loadgen._answer import Answer
 from llmbench.loadgen._http import HttpError, ResponseParser
 from llmbench.loadgen.record import Record
-from llmbench.protocols import Decoder, Dialect
-from llmbench.types import Delta, Request
+from llmbench.loadgen.target import Target as Target
+from llmbench.loadgen.target import Way as Way
+from llmbench.loadgen.target import locate as locate
+from llmbench.protocols import Dialect
+from llmbench.types import Request
 
-_SHOWN_BODY_CHARS = 200
 _MAX_IDLE_S = 2.0  # common servers drop idle connections after 5 s (uvicorn); a reuse must not race with that
 
-
-class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run sends to: the name as given, and the one address that answered."""
-
-    url: str
-    authority: str
-    prefix: str
-    family: int
-    host: str
-    port: int
+Finished = Callable[[Record], None]
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds from the instant of sending; the response's head and its end each have their own."""
+    """Seconds from the instant of sending; the response's head and its end each have their own.
+
+    `idle_s` is between two reads of one response, and of `first_token_s` the reads that bring no token do not count.
+    """
 
     connect_s: float = 10.0
     head_s: float = 1800.0
     total_s: float = 1800.0  # the slowest answers of the contest's runs took 700 s, most of it in the server's queue
+    first_token_s: float | None = None
+    idle_s: float | None = None
 
 
-def locate(url: str, timeout_s: float = 5.0, flag: str = "--url") -> Target:
-    """Find the address behind a URL, once, so that no request waits for a name. Raises InputError, ServingError."""
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        port = parts.port or 80
-    except ValueError as error:
-        raise InputError(f"{flag} {url}: {error}") from error
-    if parts.scheme != "http" or not parts.hostname:
-        raise InputError(f"{flag} {url}: only http://HOST:PORT is measured; put a plain-HTTP proxy in front of others")
-    try:
-        addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise InputError(f"{flag} {url}: cannot find the host ({error.strerror})") from error
-    failure = ""
-    for family, _, _, _, address in addresses:
-        try:
-            socket.create_connection(cast("tuple[str, int]", address[:2]), timeout=timeout_s).close()
-        except OSError as error:
-            failure = failure or error.strerror or str(error)
-            continue
-        authority = parts.netloc.rpartition("@")[2]
-        prefix = parts.path.rstrip("/")
-        return Target(url=url, authority=authority, prefix=prefix, family=family, host=str(address[0]), port=port)
-    raise ServingError(f"nobody answers at {url} ({failure}); start a server there, or leave --url out")
+class Pending(Protocol):
+    """A request that was sent and has no final record yet."""
+
+    def give_up(self, reason: str) -> None:
+        """Stop waiting; the record stays unfinished, with the reason. Nothing happens when it is already final."""
+        ...
+
+
+class Sender(Protocol):
+    """What the load loop needs of a client; `Client` is one, and the one that goes through a proxy."""
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    def prepare(self, request: Request) -> Any:
+        """All that can be made of a request before the clock has started."""
+        ...
+
+    def start(self, payload: Any, request: Request, record: Record, finished: Finished) -> Pending:
+        """Send now, without waiting; `finished` is called once, when the record is final."""
+        ...
+
+    async def warm(self) -> None:
+        """Open the connections that are wished before the first request."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection, and wait until they are."""
+        ...
 
 
 class Client:
@@ -79,16 +83,17 @@ class Client:
         self._open: set[_Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._all_closed = asyncio.Event()
+        self._tls = target.tls()
 
     def prepare(self, request: Request) -> bytes:
         """All bytes of the HTTP request, so that none are made after the clock has started."""
         http = self.dialect.encode(request)
         lines = [f"{http.method} {self.target.prefix}{http.path} HTTP/1.1", f"Host: {self.target.authority}"]
-        lines += [f"{name}: {value}" for name, value in http.headers]
+        lines += [f"{name}: {value}" for name, value in headers(http.headers, self.target.way.headers)]
         lines += [f"Content-Length: {len(http.body)}", "", ""]
         return "\r\n".join(lines).encode("latin-1") + http.body
 
-    def start(self, payload: bytes, request: Request, record: Record, finished: Callable[[Record], None]) -> "Exchange":
+    def start(self, payload: bytes, request: Request, record: Record, finished: Finished) -> "Exchange":
         """Send now, without waiting; `finished` is called once, when the record is final."""
         exchange = Exchange(self, payload, request, record, finished)
         exchange.begin()
@@ -109,6 +114,26 @@ class Client:
             return await outcome
         finally:
             exchange.give_up("cancelled")
+
+    async def warm(self) -> None:
+        """Open the connections that are wished before the first request; one that cannot be opened is not."""
+        opening = (self.connect() for _ in range(self.target.way.warm_connections))
+        for connection in await asyncio.gather(*opening, return_exceptions=True):
+            if isinstance(connection, _Connection):
+                self._keep(connection)
+
+    async def connect(self) -> "_Connection":
+        """A new connection, secured where it is to be. Raises OSError."""
+        target = self.target
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: _Connection(self),
+            target.host,
+            target.port,
+            family=target.family,
+            ssl=self._tls,
+            server_hostname=target.tls_name,
+        )
+        return connection
 
     async def close(self) -> None:
         """Close every connection, and wait until they are."""
@@ -179,23 +204,18 @@ class _Connection(asyncio.Protocol):
 class Exchange:
     """One request and its response, from the first stamp to the last."""
 
-    def __init__(
-        self, client: Client, payload: bytes, request: Request, record: Record, finished: Callable[[Record], None]
-    ) -> None:
+    def __init__(self, client: Client, payload: bytes, request: Request, record: Record, finished: Finished) -> None:
         self.record = record
         self._client = client
         self._payload = payload
-        self._request = request
+        self._answer = Answer(client.dialect, request, record)
         self._finished = finished
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._connection: _Connection | None = None
         self._parser = ResponseParser()
-        self._decoder: Decoder | None = None
-        self._refusal = b""
-        self._pieces: list[str] = []
-        self._error = ""
+        self._read_ns = 0
         self._over = False
 
     def begin(self) -> None:
@@ -212,6 +232,7 @@ class Exchange:
     def received(self, stamp_ns: int, data: bytes) -> None:
         """A read of the response."""
         record = self.record
+        self._read_ns = stamp_ns
         if record.first_byte_ns is None:
             record.first_byte_ns = stamp_ns
         try:
@@ -220,11 +241,10 @@ class Exchange:
             self._fail(stamp_ns, str(error))
             return
         if self._parser.status and not record.http_status:
-            self._head()
-        if self._decoder is None:
-            self._refusal += body[: 4 * _SHOWN_BODY_CHARS - len(self._refusal)]
-        elif body:
-            self._take(stamp_ns, self._decoder.feed(body))
+            self._answer.head(self._parser.status, self._parser.headers)
+            self._watch()
+        if body:
+            self._answer.body(stamp_ns, body)
         if self._parser.complete:
             self._ended(stamp_ns)
 
@@ -241,7 +261,7 @@ class Exchange:
         elif self.record.connection == "reused" and self.record.first_byte_ns is None:
             self._connect("retried")  # the server dropped the kept connection before it can have seen the request
         else:
-            self._fail(stamp_ns, str(error) if isinstance(error, HttpError) else f"connection lost: {_why(error)}")
+            self._fail(stamp_ns, str(error) if isinstance(error, HttpError) else f"connection lost: {why(error)}")
 
     def give_up(self, reason: str) -> None:
         """Stop waiting; the record stays unfinished, with the reason. Nothing happens when it is already final."""
@@ -251,19 +271,16 @@ class Exchange:
 
     def _connect(self, kind: Literal["new", "retried"]) -> None:
         self.record.connection = kind
-        self._arm(self._client.timeouts.connect_s, "no connection")
+        self._watch()
         self._connecting = self._loop.create_task(self._open())
         self._client._connecting.add(self._connecting)
         self._connecting.add_done_callback(self._client._connected)
 
     async def _open(self) -> None:
-        target = self._client.target
         try:
-            _, connection = await self._loop.create_connection(
-                lambda: _Connection(self._client), target.host, target.port, family=target.family
-            )
+            connection = await self._client.connect()
         except OSError as error:
-            self._fail(now_ns(), f"connect: {_why(error)}")
+            self._fail(now_ns(), f"connect: {why(error)}")
             return
         self._connecting = None
         self.record.connected_ns = now_ns()
@@ -273,50 +290,15 @@ class Exchange:
         connection.exchange = self
         self._connection = connection
         connection.transport.write(self._payload)
-        self._arm(self._client.timeouts.head_s, "no response")
-
-    def _head(self) -> None:
-        record, parser = self.record, self._parser
-        record.http_status = parser.status
-        if parser.status == 200:
-            self._decoder = self._client.dialect.decoder(self._request, parser.headers)
-        self._arm(self._client.timeouts.total_s, "no end of the response")
-
-    def _take(self, stamp_ns: int, deltas: list[Delta]) -> None:
-        record = self.record
-        tokens = 0
-        for delta in deltas:
-            tokens += delta.num_tokens
-            record.token_ids += delta.token_ids
-            if delta.text:
-                self._pieces.append(delta.text)
-            if delta.finish_reason is not None:
-                record.finish_reason = delta.finish_reason
-                self._error = self._error or (delta.error or "")
-            if delta.full_text is not None:
-                self._pieces = [delta.full_text]
-            if delta.total_tokens is not None:
-                record.num_tokens = delta.total_tokens
-            if delta.num_prompt_tokens is not None:
-                record.server_prompt_tokens = delta.num_prompt_tokens
-            if delta.num_cached_tokens is not None:
-                record.cached_tokens = delta.num_cached_tokens
-        if tokens:
-            record.stamps_ns.append(stamp_ns)
-            record.tokens.append(tokens)
+        self._watch()
 
     def _ended(self, stamp_ns: int) -> None:
         """The response is whole."""
-        record = self.record
-        if self._decoder is None:
-            shown = self._refusal.decode("utf-8", "replace")[:_SHOWN_BODY_CHARS].strip()
-            self._fail(stamp_ns, f"HTTP {record.http_status}: {shown}", keep=self._parser.keep_alive)
+        failure = self._answer.end(stamp_ns)
+        if failure:
+            self._fail(stamp_ns, failure, keep=self._parser.keep_alive)
             return
-        self._take(stamp_ns, self._decoder.close())
-        if self._error or record.finish_reason in ("error", "cancelled"):
-            self._fail(stamp_ns, self._error or f"the server says {record.finish_reason}", keep=self._parser.keep_alive)
-            return
-        record.status = "answered"
+        self.record.status = "answered"
         self._finish(stamp_ns, keep=self._parser.keep_alive)
 
     def _fail(self, stamp_ns: int, reason: str, keep: bool = False) -> None:
@@ -330,8 +312,7 @@ class Exchange:
             return
         self._over = True
         self.record.done_ns = stamp_ns
-        self.record.text = "".join(self._pieces)
-        self.record.num_tokens = self.record.num_tokens or sum(self.record.tokens)
+        self._answer.close()
         if self._timer is not None:
             self._timer.cancel()
         if self._connecting is not None:
@@ -344,19 +325,44 @@ class Exchange:
             connection.transport.abort()
         self._finished(self.record)
 
-    def _arm(self, limit_s: float, what: str) -> None:
-        """Fail `limit_s` after the instant of sending."""
+    def _watch(self) -> None:
+        """Look again when the next of the limits could be passed; a read does not move the timer."""
         if self._timer is not None:
             self._timer.cancel()
-        assert self.record.sent_ns is not None
-        left_s = limit_s - seconds(self.record.sent_ns, now_ns())
-        self._timer = self._loop.call_later(left_s, self._timed_out, f"time-out: {what} in {limit_s:g} s")
+        at_ns, _ = next_limit(self._client.timeouts, self.record, self._read_ns)
+        self._timer = self._loop.call_later(max(0.0, seconds(now_ns(), at_ns)), self._look, at_ns)
 
-    def _timed_out(self, reason: str) -> None:
-        self._fail(now_ns(), reason)
+    def _look(self, at_ns: int) -> None:
+        limit_ns, limit = next_limit(self._client.timeouts, self.record, self._read_ns)
+        if limit_ns <= at_ns:
+            self._fail(now_ns(), limit)
+        else:
+            self._watch()
 
 
-def _why(error: Exception) -> str:
+def next_limit(timeouts: Timeouts, record: Record, read_ns: int) -> tuple[int, str]:
+    """The next instant at which a request would fail, and the words for it; `read_ns` is that of its last read."""
+    sent_ns = record.sent_ns or 0
+    limits = [(sent_ns, timeouts.total_s, "no end of the response in")]
+    if record.connected_ns is None:
+        limits.append((sent_ns, timeouts.connect_s, "no connection in"))
+    elif not record.http_status:
+        limits.append((sent_ns, timeouts.head_s, "no response in"))
+    if timeouts.first_token_s is not None and not record.stamps_ns:
+        limits.append((sent_ns, timeouts.first_token_s, "no first token in"))
+    if timeouts.idle_s is not None and record.first_byte_ns is not None:
+        limits.append((read_ns, timeouts.idle_s, "nothing more of the response for"))
+    at_ns, limit_s, what = min((from_ns + round(limit_s * 1e9), limit_s, what) for from_ns, limit_s, what in limits)
+    return at_ns, f"time-out: {what} {limit_s:g} s"
+
+
+def headers(own: tuple[tuple[str, str], ...], given: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The dialect's headers and the user's; one of the same name takes the dialect's place."""
+    replaced = {name.lower() for name, _ in given}
+    return (*(pair for pair in own if pair[0].lower() not in replaced), *given)
+
+
+def why(error: Exception) -> str:
     """The system's words for an error, without addresses, so that equal causes count as one."""
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number else str(error) or type(error).__name__

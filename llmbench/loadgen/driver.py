@@ -16,7 +16,7 @@ import msgspec
 from llmbench.clock import now_ns
 from llmbench.errors import LlmbenchError
 from llmbench.loadgen._pacer import alarm
-from llmbench.loadgen.client import Client, Exchange
+from llmbench.loadgen.client import Pending, Sender
 from llmbench.loadgen.record import Record, Status
 from llmbench.workload.plan import PlannedRequest
 
@@ -53,7 +53,7 @@ class Driver:
     def __init__(
         self,
         requests: Sequence[PlannedRequest],
-        client: Client,
+        client: Sender,
         finished: Callable[[Record], None],
         concurrency: int | None = None,
         drain_s: float = 5.0,
@@ -70,7 +70,7 @@ class Driver:
         self._turns: defaultdict[int, list[int]] = defaultdict(list)  # by the request they wait for
         self._closed: deque[int] = deque()  # due when a user is free
         self._waiting: deque[int] = deque()  # due, but all slots are taken
-        self._exchanges: dict[int, Exchange] = {}
+        self._exchanges: dict[int, Pending] = {}
         self._records: dict[int, Record] = {}
 
     async def run(self, start_ns: int | None = None) -> None:

@@ -28,6 +28,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int
     url: str
     dialect: str
+    transport: str = "http"
+    """What carried the requests: `http`, `https`, or another client through a proxy, whose stamps are less sharp."""
     start_ns: int
     start_wall_s: float
     """The same instant in seconds since the epoch."""
@@ -225,7 +227,7 @@ def _moved(segment: Segment, by_ns: int) -> Segment:
 
 
 def _record_moved(record: Record, by_ns: int) -> Record:
-    instants = ("due_ns", "released_ns", "sent_ns", "connected_ns", "first_byte_ns", "done_ns")
+    instants = ("due_ns", "released_ns", "sent_ns", "connected_ns", "first_byte_ns", "first_answer_ns", "done_ns")
     moved = {name: None if (at := getattr(record, name)) is None else at + by_ns for name in instants}
     return msgspec.structs.replace(record, stamps_ns=[stamp + by_ns for stamp in record.stamps_ns], **moved)
 

@@ -30,10 +30,14 @@ class Record(msgspec.Struct, kw_only=True, tag="request", tag_field="kind"):
     sent_ns: int | None = None
     connected_ns: int | None = None
     first_byte_ns: int | None = None
+    first_answer_ns: int | None = None
+    """The first token after the model's reasoning; None where it did not reason."""
     done_ns: int | None = None
     stamps_ns: list[int] = []
     tokens: list[int] = []
     num_tokens: int = 0
+    exact_tokens: bool = True
+    """Whether `tokens` are known; else nobody said how many a piece of the stream is, and one each was assumed."""
     num_prompt_tokens: int | None = None
     """As the plan counted them."""
     server_prompt_tokens: int | None = None

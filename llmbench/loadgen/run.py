@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from llmbench.clock import now_ns
-from llmbench.loadgen.client import Client, Target, Timeouts
+from llmbench.loadgen.client import Client, Sender, Target, Timeouts
 from llmbench.loadgen.driver import Counts, Driver
 from llmbench.loadgen.journal import Header, Journal
 from llmbench.loadgen.record import Line, Record
@@ -70,7 +70,7 @@ def run(
 ) -> Outcome:
     """Send the plan and wait for the answers; Ctrl-C ends it early and keeps what there is."""
     allow_many_sockets()
-    client = Client(target, dialect, timeouts)
+    client = sender(target, dialect, timeouts)
     loop = new_loop()
     try:
         return loop.run_until_complete(_run(plan, client, journal, concurrency, progress, observers, part, start))
@@ -78,9 +78,18 @@ def run(
         loop.close()
 
 
+def sender(target: Target, dialect: Dialect, timeouts: Timeouts) -> Sender:
+    """The client for this target: our own, or one through a proxy."""
+    if target.way.proxy is None:
+        return Client(target, dialect, timeouts)
+    from llmbench.loadgen._proxied import ProxiedClient  # aiohttp is loaded for it alone
+
+    return ProxiedClient(target, dialect, timeouts)
+
+
 async def _run(
     plan: Plan,
-    client: Client,
+    client: Sender,
     path: Path,
     concurrency: int | None,
     progress: Callable[[Counts], None] | None,
@@ -99,6 +108,7 @@ async def _run(
         async with AsyncExitStack() as observed:
             for observer in observers:
                 await observed.enter_async_context(observer(journal.append))
+            await client.warm()
             header = header_of(plan, client.target, client.dialect.name, await start(driver), part)
             journal.begin(header)
             with interrupts(driver.interrupt), ticks(lambda: driver.counts, progress):
@@ -115,6 +125,7 @@ def header_of(plan: Plan, target: Target, dialect: str, taken_up_ns: int, part: 
         num_requests=len(plan.requests),
         url=target.url,
         dialect=dialect,
+        transport=target.transport,
         start_ns=start_ns,
         start_wall_s=time.time() + (start_ns - now_ns()) / 1e9,
         attempt=part.attempt,

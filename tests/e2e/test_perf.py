@@ -145,7 +145,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path, dataset: Path) -> None:
         (["--workers", "0"], "a number above 0, or auto"),
         (["--arrivals", "poison"], "Did you mean 'poisson'"),
         (["--dialect", "contests"], "Did you mean 'contest'"),
-        (["--url", "https://localhost:1"], "only http://"),
+        (["--url", "ftp://localhost:1"], "expected http://"),
         (["--dataset", "nothing.json"], "nothing.json"),
         (["--tokenizer", "nothing.model"], "nothing.model"),
         (["--plan", "nothing.gz"], "nothing.gz"),

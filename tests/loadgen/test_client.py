@@ -191,7 +191,7 @@ def test_who_stops_waiting_leaves_no_connection_behind(serve: Serve) -> None:
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("url", ["https://localhost:1", "ftp://localhost", "http://", "localhost:99999999"])
+@pytest.mark.parametrize("url", ["ftp://localhost:1", "ftp://localhost", "http://", "localhost:99999999"])
 def test_an_address_that_cannot_be_measured_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="--url"):
         locate(url)
