@@ -16,7 +16,7 @@ DEV := $(VENV)/.dev
 help:
 	@echo "make demo      set up, then the main job on the embedded model: load, latencies, accuracy"
 	@echo "make test      set up, then the tests"
-	@echo "make test-all  the tests against torch and transformers, and with other people's clients, as well"
+	@echo "make test-all  the tests against torch and transformers, and with other people's clients and in a browser (if there is one), as well"
 	@echo "make check     ruff and mypy"
 	@echo "make format    let ruff format the code"
 
@@ -50,7 +50,7 @@ demo: $(CORE)
 	$(BIN)/llmbench acc --base results/demo-base -n 40 --concurrency 16
 
 test: $(TEST)
-	$(BIN)/python -m pytest -m "not oracle and not clients and not slow"
+	$(BIN)/python -m pytest -m "not oracle and not clients and not slow and not browser"
 
 test-all: $(ORACLE)
 	$(BIN)/python -m pytest -m "not slow"

@@ -72,21 +72,25 @@ def figure(
     right: Scale | None = None,
     over: str = "seconds of the plan",
     zooms: bool = True,
+    measured: bool = True,
 ) -> str:
-    """One chart; `right` gives a second axis, in percent, for a layer named "share". Empty without a point."""
+    """One chart; `right` gives a second axis, in percent, for a layer named "share". Empty without a point.
+
+    `measured` False leaves the labels of the y axis out: there are marks at its edge alone.
+    """
     if not any(len(layer.x) for layer in layers):
         return ""
     drawn = "".join(_drawn(layer, x, right if right is not None and layer.name == "share" else y) for layer in layers)
     named = [layer for layer in layers if layer.name and len(layer.x)]
     keys = "".join(f'<span class="key {layer.colour} {layer.kind}">{escape(layer.name)}</span>' for layer in named)
     legend = f'<span class="keys">{keys}</span>' if len(named) > 1 else ""
-    grid = "".join(f"M0 {HEIGHT - place:.1f}H{WIDTH}" for place in y.place(np.array(y.ticks(4)), HEIGHT))
+    grid = "".join(f"M0 {HEIGHT - place:.1f}H{WIDTH}" for place in y.place(np.array(y.ticks(5)), HEIGHT))
     percent = "" if right is None else f'<div class="right">{_marks(right, 4, "bottom", "%")}</div>'
     return (
         f'<figure class="chart{"" if right is None else " two"}" id="chart-{name}" data-x="{x.low:g},{x.high:g}"'
         f"{' data-zooms' if zooms else ''}>"
         f"<figcaption><b>{escape(title)}</b>{legend}</figcaption>"
-        f'<div class="plot"><div class="left">{_marks(y, 4, "bottom")}</div>'
+        f'<div class="plot"><div class="left">{_marks(y, 5, "bottom") if measured else ""}</div>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
         f'<path class="grid" d="{grid}"/>{drawn}</svg>{percent}'
         f'<div class="below">{_marks(x, 5, "left")}</div></div>'

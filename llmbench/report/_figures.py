@@ -15,6 +15,7 @@ from llmbench.report._charts import Floats, Layer, Scale, figure, nice, scale
 from llmbench.report.view import Sample, Scrape, View
 
 _BINS = 160
+_COARSE_BINS = 60
 _BARS = 60
 _MOST_COUNTERS = 12
 _LAG = "Longest pause of its event loop, ms"
@@ -40,14 +41,13 @@ def over_time(view: View, span: Window) -> Figures:
     due = {trace.index: seconds(view.start_ns, trace.due_ns) for trace in view.traces}
     for metric, colour in ((per_request.ttft, "a"), (per_request.e2el, "b")):
         _latencies(found, view, x, metric.name, metric.label, colour, due)
-    edges = np.linspace(span.from_s, span.to_s, _bins(span) + 1)
-    width_s = float(edges[1] - edges[0])
-    note = f"bins of {words.time(width_s)}"
-    flying = in_flight(view.traces, view.start_ns, span, len(edges) - 1)
-    _bands(found, "in-flight", "Requests in flight", x, edges, [("in flight", "a", flying)], note)
-    _bands(found, "rate", "Requests per second", x, edges, _rates(view, edges, width_s), note)
-    tokens = _tokens(view, edges) / width_s
-    _bands(found, "tokens", "Output tokens per second", x, edges, [("tokens/s", "c", tokens)], note)
+    edges, coarse = _edges(span, _BINS), _edges(span, _COARSE_BINS)
+    around = Window(from_s=float(edges[0]), to_s=float(edges[-1]))
+    flying = in_flight(view.traces, view.start_ns, around, len(edges) - 1)
+    _bands(found, "in-flight", "Requests in flight", x, edges, [("in flight", "a", flying)])
+    _bands(found, "rate", "Requests per second", x, coarse, _rates(view, coarse))
+    tokens = _tokens(view, edges) / (edges[1] - edges[0])
+    _bands(found, "tokens", "Output tokens per second", x, edges, [("tokens/s", "c", tokens)])
     return found
 
 
@@ -116,7 +116,8 @@ def _latencies(found: Figures, view: View, x: Scale, name: str, label: str, colo
         Layer(kind="lost", colour="bad", name="no answer", x=lost, y=lost),
     ]
     y = scale(points[:, 1])
-    html = figure(name, f"{label} by the instant at which the request was due, {unit}", x, y, layers)
+    title = f"{label} by the instant at which the request was due, {unit}" if kept else "Requests without an answer"
+    html = figure(name, title, x, y, layers, measured=bool(kept))
     found.add(name, html, {"kind": "requests", "metric": name, "factor": factor, "high": y.high})
 
 
@@ -127,7 +128,6 @@ def _bands(
     x: Scale,
     edges: Floats,
     levels: Sequence[tuple[str, str, Floats]],
-    note: str,
 ) -> None:
     """Levels in bins of time; a chart in which all are 0 is left out."""
     if not any(values.any() for _, _, values in levels):
@@ -139,17 +139,17 @@ def _bands(
         "edges": _rounded(edges, 4),
         "series": [[label, _rounded(values, 3)] for label, _, values in levels],
     }
-    found.add(name, figure(name, title, x, y, layers, note=note), tips)
+    found.add(name, figure(name, title, x, y, layers, note=f"bins of {words.time(float(edges[1] - edges[0]))}"), tips)
 
 
-def _rates(view: View, edges: Floats, width_s: float) -> list[tuple[str, str, Floats]]:
+def _rates(view: View, edges: Floats) -> list[tuple[str, str, Floats]]:
     """Requests that were due, sent, and answered in each bin, per second."""
     instants = (
         ("due", "d", [trace.due_ns for trace in view.traces]),
         ("sent", "a", [trace.sent_ns for trace in view.traces]),
         ("answered", "c", [trace.done_ns for trace in view.traces if trace.status == "answered"]),
     )
-    return [(name, colour, _counted(view, at_ns, edges) / width_s) for name, colour, at_ns in instants]
+    return [(name, colour, _counted(view, at_ns, edges) / (edges[1] - edges[0])) for name, colour, at_ns in instants]
 
 
 def _counted(view: View, at_ns: Iterable[int | None], edges: Floats) -> Floats:
@@ -248,9 +248,12 @@ def _line_tips(instants: Floats, series: Sequence[tuple[str, Floats]]) -> dict[s
     return {"kind": "line", "x": _rounded(instants, 3), "series": named}
 
 
-def _bins(span: Window) -> int:
-    """So many that each is a round time, up to _BINS."""
-    return max(1, math.ceil((span.to_s - span.from_s) / nice((span.to_s - span.from_s) / _BINS)))
+def _edges(span: Window, most: int) -> Floats:
+    """Bins of a round width, at most so many and one, from the start of a span to its end or just beyond it."""
+    width_s = nice((span.to_s - span.from_s) / most)
+    number = math.ceil((span.to_s - span.from_s) / width_s)
+    edges: Floats = span.from_s + width_s * np.arange(number + 1)
+    return edges
 
 
 def _rounded(values: Floats, digits: int) -> list[float]:

@@ -150,7 +150,7 @@ def _notes(view: View) -> list[str]:
     if numbers.num_answered < numbers.num_planned:
         marks.append("TTFT and E2EL: requests without an answer count as infinite, but not in the mean")
     lines = ["; ".join(marks)] if marks else []
-    return [*lines, *view.notes, *([view.instrument] if view.instrument else [])]
+    return [*lines, *words.notes(view), *([view.instrument] if view.instrument else [])]
 
 
 def _cells(spread: Distribution, factor: float) -> list[str]:

@@ -84,7 +84,7 @@ def _head(view: View) -> str:
     if view.instrument:
         facts.append(("accuracy", view.instrument))
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts if value)
-    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in view.notes)
+    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in words.notes(view))
     return (
         f'<header><h1><span class="verdict {word.split()[0].lower()}">{word}</span> {escape(view.title)}</h1>'
         '<button id="theme" type="button" hidden>light / dark</button></header>'
@@ -96,24 +96,22 @@ def _head(view: View) -> str:
 def _checks(checks: Sequence[Check]) -> str:
     if not checks:
         return ""
-    order = {"failed": 0, "inconclusive": 1, "ok": 2, "not applicable": 3}
-    rows = "".join(_check(check) for check in sorted(checks, key=lambda check: order[check.verdict]))
-    return _section("Checks", f'<ul class="checks">{rows}</ul>')
+    order = {"failed": 0, "inconclusive": 1, "ok": 2}
+    judged = sorted((check for check in checks if check.verdict in order), key=lambda check: order[check.verdict])
+    rows = "".join(_check(check) for check in judged)
+    others = [check.name for check in checks if check.verdict not in order]
+    rest = f'<p class="note">Not applicable here: {escape("; ".join(others))}.</p>' if others else ""
+    return _section("Checks", f'<ul class="checks">{rows}</ul>{rest}')
 
 
 def _check(check: Check) -> str:
-    marks = {"ok": "ok", "failed": "FAILED", "inconclusive": "UNSURE", "not applicable": words.DASH}
-    text = f"<b>{escape(check.name)}</b>"
-    if check.verdict == "not applicable":
-        text += " not applicable here"
-    else:
-        value, limit = words.quantity(check.value, check.unit), words.quantity(check.limit, check.unit)
-        text += f" {escape(value)} <small>(limit {escape(limit)})</small>"
-    if check.verdict in ("failed", "inconclusive"):
+    marks = {"ok": "ok", "failed": "FAILED", "inconclusive": "UNSURE"}
+    value, limit = words.quantity(check.value, check.unit), words.quantity(check.limit, check.unit)
+    text = f"<b>{escape(check.name)}</b> {escape(value)} <small>(limit {escape(limit)})</small>"
+    if check.verdict != "ok":
         way_out = f"allowed by --allow {check.id}" if check.allowed else check.remedy
         text += f'<span class="remedy">{escape(way_out)}</span>'
-    kind = check.verdict.replace(" ", "-")
-    return f'<li class="{kind}"><span class="mark">{marks[check.verdict]}</span><span>{text}</span></li>'
+    return f'<li class="{check.verdict}"><span class="mark">{marks[check.verdict]}</span><span>{text}</span></li>'
 
 
 def _numbers(view: View) -> str:
@@ -136,7 +134,7 @@ def _numbers(view: View) -> str:
         tables += _latencies(f"Steady part: due from {view.steady.window}", view.steady_numbers)
     elif view.steady is not None:
         tables += f'<p class="note">No steady part was found: {escape(view.steady.reason)}.</p>'
-    return _section("Numbers", f'<dl class="tiles">{shown}</dl>{tables}')
+    return _section("Numbers", f'<dl class="tiles">{shown}</dl>{tables}{_legend(numbers)}')
 
 
 def _latencies(title: str, numbers: Summary) -> str:
@@ -150,17 +148,23 @@ def _latencies(title: str, numbers: Summary) -> str:
     rows = "".join(
         f"<tr><th>{escape(labels[name])}</th>{_cells(numbers.requests[name], factor)}</tr>" for name in names
     )
-    starred = any(numbers.requests[name].starred for name in names)
-    star = " * too few requests for this percentile: the true one may be higher." if starred else ""
-    lost = numbers.num_planned > numbers.num_answered
-    infinite = " Requests without an answer count as infinite in TTFT and E2EL, not in means." if lost else ""
     return (
         f'<div class="wide"><table><caption>{escape(title)}, {unit}</caption>'
         f"<tr><th></th>{head}</tr>{rows}</table></div>"
-        f'<p class="note">TTFT and E2EL count from the instant at which the request was due; the rows from sent are '
-        f"what the server took; client wait is the difference. Small: 95 % bounds."
-        f"{star}{infinite}</p>"
     )
+
+
+def _legend(numbers: Summary) -> str:
+    """What the marks in the tables mean."""
+    text = (
+        "TTFT and E2EL count from the instant at which the request was due; the rows from sent are what the server "
+        "took; client wait is the difference. Small: 95 % bounds."
+    )
+    if any(spread.starred for spread in numbers.requests.values()):
+        text += " * too few requests for this percentile: the true one may be higher."
+    if numbers.num_planned > numbers.num_answered:
+        text += " Requests without an answer count as infinite in TTFT and E2EL, not in means."
+    return f'<p class="note">{text}</p>'
 
 
 def _cells(spread: Distribution, factor: float) -> str:
@@ -207,7 +211,7 @@ def _lanes(traces: Sequence[Trace]) -> str:
         f'<span class="key {colour} bars">{name}</span>'
         for colour, name in (
             ("wait", "waiting in our client"),
-            ("a", "until the first token"),
+            ("a", "until the first token, or the whole of an answer in one piece"),
             ("c", "tokens"),
             ("bad", "no answer"),
         )

@@ -32,7 +32,7 @@ def page(view: View) -> str:
     parts.append(_latencies(view.numbers))
     if view.steady is not None and view.steady.window is not None and view.steady_numbers is not None:
         parts.append(f"Steady part, requests due from {view.steady.window}:\n\n{_latencies(view.steady_numbers)}")
-    parts += [plain(note) for note in view.notes]
+    parts += [plain(note) for note in words.notes(view)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

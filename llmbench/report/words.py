@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 
-from llmbench.metrics.summary import Distribution
 from llmbench.report.view import View
 
 _UNITS = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
@@ -66,6 +65,13 @@ def verdict(view: View) -> str:
     return f"{view.verdict}  {requests} {numbers.num_planned} requests{answered}{why}"
 
 
+def notes(view: View) -> list[str]:
+    """What has to be said beside the numbers."""
+    first = view.numbers.requests["ttft"]
+    whole = view.numbers.num_answered and first.num == first.num_infinite and not view.not_judged
+    return [*(["no TTFT: the answers came in one piece"] if whole else []), *view.notes]
+
+
 def sentence(view: View) -> str:
     """The run in words: what was sustained, and what half and nearly all of the users saw."""
     numbers = view.numbers
@@ -77,26 +83,15 @@ def sentence(view: View) -> str:
         parts = [f"From {view.window} {_short(view.traffic.answers_per_s)} answers/s; of the requests due then"]
     first, whole = numbers.requests["ttft"], numbers.requests["e2el"]
     if first.num > first.num_infinite:
-        parts.append(_saw(first, "saw their first token"))
-        parts.append(f"the whole answer took {_typical(whole)}")
+        parts.append(f"half of the users saw their first token {_within(first.p50)}, 99 % {_within(first.p99)}")
+        parts.append(f"half had the whole answer {_within(whole.p50)}, 99 % {_within(whole.p99)}")
     elif whole.num:
-        parts.append(_saw(whole, "had their answer"))
+        parts.append(f"half of the users had their answer {_within(whole.p50)}, 99 % {_within(whole.p99)}")
     return "; ".join(parts).replace("then; ", "then ") + "."
-
-
-def _saw(spread: Distribution, what: str) -> str:
-    """`half of the users saw their first token within 3.9 ms, 99 % within 12 ms`."""
-    near, far = _within(spread.p50), _within(spread.p99)
-    return f"half of the users {what} {near}, 99 % {far}"
 
 
 def _within(value_s: float | None) -> str:
     return f"within {time(value_s)}" if value_s is not None and math.isfinite(value_s) else "not at all"
-
-
-def _typical(spread: Distribution) -> str:
-    near, far = time(spread.p50), time(spread.p99)
-    return f"{near} (median) to {far} (p99)"
 
 
 def _short(value: float) -> str:
