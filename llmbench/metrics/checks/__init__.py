@@ -14,6 +14,7 @@ from llmbench.metrics.checks.answers import all_answered, output_lengths
 from llmbench.metrics.checks.client import busy, client_bound, instrument_error, stalled
 from llmbench.metrics.checks.pace import arrivals_as_declared, in_one_piece, own_lateness, rate_kept
 from llmbench.metrics.checks.server import CHECKS as SERVER
+from llmbench.metrics.checks.settled import keeps_up, under_load, warmed_up
 from llmbench.metrics.evidence import Check, Evidence, Verdict
 
 __all__ = ["CHECKS", "EXIT", "Check", "Evidence", "RunVerdict", "Verdict", "check", "verdict"]
@@ -28,6 +29,9 @@ CHECKS: tuple[Callable[[Evidence], Check], ...] = (
     rate_kept,
     arrivals_as_declared,
     in_one_piece,
+    keeps_up,
+    under_load,
+    warmed_up,
     stalled,
     busy,
     instrument_error,
