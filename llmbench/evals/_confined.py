@@ -19,6 +19,7 @@ PASSED: Outcome = "passed"
 
 _MEMORY_BYTES = 1 << 30
 _FILE_BYTES = 1 << 20
+_NETWORK = "/proc/self/ns/net"
 
 # Runs in the new process: shuts itself in, runs the program from stdin, and says the secret word only when the program
 # has come to its end. The word is gone from the process's input before the program begins.
@@ -64,6 +65,15 @@ def run(program: str, timeout_s: float) -> Outcome:
         finally:
             _end(process)
     return PASSED if said == word.encode() else "failed"
+
+
+def network_is_cut() -> bool:
+    """Whether this system gives a program network namespaces of its own, so that it reaches nobody."""
+    try:
+        ours = os.readlink(_NETWORK)
+    except OSError:  # not Linux
+        return False
+    return run(f"import os\nassert os.readlink({_NETWORK!r}) != {ours!r}", 5.0) == PASSED
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -6,6 +6,7 @@ process that is shut in, see `_confined`, for three seconds at most; accuracy is
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ ABOUT = "HumanEval, functions to write; folder with HumanEval.jsonl(.gz); runs t
 MODES = ("completion",)
 SPLITS = ("test",)
 SHOTS = (0,)
+
+_log = logging.getLogger(__name__)
 
 FILE = "HumanEval.jsonl"
 MAX_NEW_TOKENS = 512
@@ -35,6 +38,8 @@ class HumanEval:
 
     def __init__(self, options: Options) -> None:
         self._allow_exec = options.allow_exec
+        if self._allow_exec and not _confined.network_is_cut():
+            _log.warning("this system gives no network namespaces to users: the code that is run can reach the network")
         self.max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
         self.protocol: Mapping[str, Any] = {
             "eval": self.name,
