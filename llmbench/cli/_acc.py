@@ -10,7 +10,8 @@ from rich.text import Text
 
 from llmbench import protocols
 from llmbench.accuracy import compare as comparing
-from llmbench.accuracy import replay
+from llmbench.accuracy import describe, replay
+from llmbench.accuracy.compare import Options
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError
 from llmbench.logits import contest
@@ -20,8 +21,7 @@ from llmbench.serving.launch import flags, launched
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload import datasets
 
-_EXIT: dict[comparing.Verdict, int] = {"passed": 0, "failed": 1, "not comparable": 3}
-_SHOWN = 10
+_STYLES = {"plain": "", "good": "green", "bad": "red", "doubt": "yellow"}
 
 
 class Stack(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,41 +68,19 @@ def dump(out: Path, load: Load, stack: Stack, every: int) -> None:
         raise InputError(f"no answer is long enough to reach an index divisible by {every}: take a smaller --every")
 
 
-def compare_folders(base: Path, new: Path, json: Path | None) -> int:
+def compare_folders(base: Path, new: Path, json: Path | None, options: Options = Options()) -> int:
     """Compare, print; the exit status."""
-    comparison = comparing.compare(contest.read_dump(base), contest.read_dump(new))
+    comparison, _ = comparing.compare(base, new, options)
     if json is not None:
-        files.write_json(json, {"verdict": comparison.verdict, **msgspec.to_builtins(comparison)})
-    show(Terminal(), comparison, base, new)
-    return _EXIT[comparison.verdict]
+        files.write_json(json, comparison)
+    show(Terminal(), comparison)
+    return describe.EXIT[comparison.verdict]
 
 
-def show(console: Console, comparison: comparing.Comparison, base: Path, new: Path) -> None:
-    """Verdict first, then what it rests on, then the worst and the first of what is wrong."""
-    verdict = comparison.verdict
-    console.print(Text(f"accuracy {verdict.upper()}", style="bold green" if verdict == "passed" else "bold red"))
-    console.print(
-        f"rows: {comparison.num_compared} compared, {comparison.num_failed} outside the contest's tolerance "
-        f"(|new - base| <= {comparing.ATOL:g} + {comparing.RTOL:g} |base|), joined by {comparison.joined_by}; "
-        f"{comparison.num_base} in {base}, {comparison.num_new} in {new}",
-        soft_wrap=True,
-    )
-    if comparison.num_compared:
-        console.print(
-            f"difference: at most {comparison.max_difference:.3g}, {comparison.mean_difference:.3g} on average; "
-            f"{comparison.num_tokens_differ} rows choose another token"
-        )
-    if comparison.batch_sizes is not None:
-        smallest, median, largest = comparison.batch_sizes
-        console.print(f"new rows were computed in batches of {smallest} to {largest}, median {median}")
-    if comparison.worst is not None:
-        console.print(Text(f"worst: {comparing.explain(comparison.worst)}"), soft_wrap=True)
-    for finding in comparison.findings[:_SHOWN]:
-        console.print(
-            Text.assemble(("  ", ""), (finding.kind, "red"), f": {finding.file}: {finding.message}"), soft_wrap=True
-        )
-    if len(comparison.findings) > _SHOWN:
-        console.print(f"  and {len(comparison.findings) - _SHOWN} more; all of them with --json FILE")
+def show(console: Console, comparison: comparing.Comparison) -> None:
+    """The comparison in words; colours say how each line is meant."""
+    for line in describe.lines(comparison):
+        console.print(Text(line.text, style=_STYLES[line.tone]), soft_wrap=True)
 
 
 def _capture(folder: Path, load: Load, stack: Stack, every: int, journal: Path) -> None:

@@ -67,9 +67,14 @@ class FileName(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 def file_name(arrival_s: float, head: Sequence[int], index: int, *, prefill: bool) -> str:
     """The name of a row; `head` are the first ids of the sequence, 20 of them suffice."""
-    ids = map(str, head) if prefill else (str(float(token)) for token in head)
     # as many decimals as wall time has, always: the contest's script sorts the names as text
-    return f"{arrival_s:.7f}_{''.join(ids)[:_KEY_LENGTH]}_{index}.npy"
+    return f"{arrival_s:.7f}_{sequence_of(head, prefill=prefill)}_{index}.npy"
+
+
+def sequence_of(head: Sequence[int], *, prefill: bool) -> str:
+    """The middle of a name."""
+    ids = map(str, head) if prefill else (str(float(token)) for token in head)
+    return "".join(ids)[:_KEY_LENGTH]
 
 
 def parse_name(name: str) -> FileName:

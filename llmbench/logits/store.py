@@ -261,16 +261,38 @@ class Store:
             else:
                 raise InputError(f"{self.folder}: tier {self.manifest.tier} does not hold whole rows")
 
-    def read_bits(self, numbers: Int64, out: halves.Bits16) -> bool:
-        """The bits of rows into `out`, uint16 [m, V], when all of them are kept in 16 bits of one kind."""
-        kinds = self.table["kind"][numbers]
-        if len(kinds) == 0 or kinds[0] not in (F16, BF16) or (kinds != kinds[0]).any():
-            return False
-        at = 0
-        for run in self._runs(numbers):
-            self._fill(run, out[at : at + len(run)])
-            at += len(run)
-        return True
+    def read_pair(
+        self,
+        other: "Store",
+        numbers: Int64,
+        other_numbers: Int64,
+        out: Float32,
+        other_out: Float32,
+        rooms: tuple[halves.Bits16, halves.Bits16],
+    ) -> npt.NDArray[np.bool_] | None:
+        """`read` of as many rows of two stores; which rows are equal bit by bit, where that showed on the way."""
+        bits = [room[: len(numbers)] for room in rooms]
+        kind = self._kind_of_all(numbers)
+        if kind not in (F16, BF16) or other._kind_of_all(other_numbers) != kind:
+            self.read(numbers, out, rooms[0])
+            other.read(other_numbers, other_out, rooms[1])
+            return None
+        unpack = halves.from_half if kind == F16 else halves.from_bfloat
+        for store, which, room in ((self, numbers, bits[0]), (other, other_numbers, bits[1])):
+            at = 0
+            for run in store._runs(which):
+                store._fill(run, room[at : at + len(run)])
+                at += len(run)
+        equal: npt.NDArray[np.bool_] = (bits[0] == bits[1]).all(axis=1)
+        unpack(bits[0], out)
+        if not equal.all():
+            unpack(bits[1], other_out)
+        return equal
+
+    def _kind_of_all(self, numbers: Int64) -> int | None:
+        """The kind of values that all these rows have; None when there are several."""
+        kinds = np.unique(self.table["kind"][numbers])
+        return int(kinds[0]) if len(kinds) == 1 else None
 
     def top(self, numbers: Int64) -> Top:
         """The k largest values of rows and the sample of the rest; of full rows, they are taken now.
@@ -350,14 +372,17 @@ class Store:
         for kind, suffix in _SUFFIX.items():
             path = _path(self.folder, number, suffix)
             size = path.stat().st_size if path.exists() else 0
-            good &= (table["kind"] != kind) | (table["row"] < size // self._row_bytes(kind))
+            good &= (table["kind"] != kind) | (table["row"] < size // self.row_bytes(kind))
         self.num_torn += num_whole - int(good.sum()) + (len(data) % INDEX.itemsize > 0)
         table = table[good]
         table["request"] += len(self.requests)
         self.requests += requests
         return table
 
-    def _row_bytes(self, kind: int) -> int:
+    def row_bytes(self, kind: int) -> int:
+        """How much the values of a row of this kind take."""
+        if kind == NO_VALUES:
+            return 0
         if kind == TOP:
             return top_dtype(self.manifest).itemsize
         return self.vocab_size * (4 if kind == F32 else 2)
