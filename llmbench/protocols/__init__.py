@@ -7,13 +7,16 @@ byte.
 """
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Protocol
 
 import msgspec
 
 from llmbench import plugins
-from llmbench.errors import LlmbenchError
+from llmbench.errors import InputError, LlmbenchError
 from llmbench.types import Delta, Request
+
+_FOR_TESTS = {"stamp", "clock"}  # options of a dialect that no user can write
 
 
 class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +143,29 @@ class Dialect(Protocol):
 
 
 def get(name: str, **options: object) -> Dialect:
-    """A dialect by name. Raises InputError for an unknown one."""
-    dialect: Dialect = plugins.load("protocols", name).dialect(**options)
+    """A dialect by name. Raises InputError for an unknown one, and for an option that it does not have."""
+    factory = plugins.load("protocols", name).dialect
+    known = [option for option in signature(factory).parameters if option not in _FOR_TESTS]
+    for option in options.keys() - set(known) - _FOR_TESTS:
+        raise InputError(f"dialect {name}: {plugins.unknown('option', option, known)}")
+    dialect: Dialect = factory(**options)
     return dialect
+
+
+def options(name: str) -> dict[str, object]:
+    """The options of a dialect that users may set, with their defaults. Raises InputError for an unknown dialect."""
+    parameters = signature(plugins.load("protocols", name).dialect).parameters.values()
+    return {option.name: option.default for option in parameters if option.name not in _FOR_TESTS}
+
+
+def option_value(name: str, text: str) -> tuple[str, object]:
+    """`KEY=VALUE` for a dialect, the value as that option has it. Raises InputError for a wrong one."""
+    key, sign, value = text.partition("=")
+    known = options(name)
+    if not sign or key not in known:
+        raise InputError(f"--dialect-option {text}: {plugins.unknown('option', key, list(known))}; write KEY=VALUE")
+    if not isinstance(known[key], bool):
+        return key, value
+    if value not in ("true", "false"):
+        raise InputError(f"--dialect-option {text}: must be true or false")
+    return key, value == "true"

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -36,6 +36,13 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     usage: bool = False
     continuous: bool = False
+
+
+class Extras(NamedTuple):
+    """What the client asks for beyond OpenAI's own, to know how many tokens each chunk is."""
+
+    continuous_usage: bool = False
+    token_ids: bool = False
 
 
 # -- the server's side --------------------------------------------------------------------------------------------
@@ -143,6 +150,8 @@ def bounded(logprob: float) -> float:
 class OpenAiReader:
     """The client's side of a response. `text_of` and `scores_of` find a choice's text and its log-probabilities.
 
+    `reasons` says whether all of the text is what the model thinks before its answer.
+
     How many tokens a chunk stands for is told, from the best to the worst witness, by a running `usage`, `token_ids`,
     `logprobs`, or by there being text. The last piece is held back until `usage`, `[DONE]` or the end of the body, so
     that it can bring the totals.
@@ -155,12 +164,14 @@ class OpenAiReader:
         whole: bool,
         text_of: Callable[[dict[str, Any]], str],
         scores_of: Callable[[dict[str, Any]], list[Any]],
+        reasons: Callable[[dict[str, Any]], bool] = lambda choice: False,
         logprobs_of: Callable[[dict[str, Any]], Iterable[TokenLogprob]] | None = None,
     ) -> None:
         self._request = request
         self._whole = whole
         self._text_of = text_of
         self._scores_of = scores_of
+        self._reasons = reasons
         asked = request.sampling
         wanted = asked.num_logprobs is not None or asked.prompt_logprobs is not None
         self._logprobs_of = logprobs_of if wanted else None
@@ -209,11 +220,23 @@ class OpenAiReader:
         if usage and self._running:
             num_tokens = max(0, usage["completion_tokens"] - self._num_tokens)
         else:
-            num_tokens = len(ids) or len(self._scores_of(choice)) or int(bool(text))
+            num_tokens = len(ids) or len(self._scores_of(choice))
+        assumed = not num_tokens and bool(text) and not (usage and self._running)
+        num_tokens += assumed
         self._num_tokens += num_tokens
         if not text and not num_tokens:
             return []
-        return [Delta(text=text, token_ids=ids, num_tokens=num_tokens, logprobs=logprobs)]
+        reasoning = self._reasons(choice)
+        return [
+            Delta(
+                text=text,
+                token_ids=ids,
+                num_tokens=num_tokens,
+                logprobs=logprobs,
+                assumed=assumed,
+                reasoning=reasoning,
+            )
+        ]
 
     def _answer(self, text: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> Delta:
         """A whole answer; one that echoes its prompt has the prompt's tokens first, as many as `usage` says."""
@@ -236,9 +259,10 @@ def read_logprob(text: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> Tok
     return TokenLogprob(token_id=_UNKNOWN_ID, text=text, logprob=logprob, top=tuple(likeliest))
 
 
-def client_stream(request: Request, continuous_usage: bool) -> dict[str, Any]:
-    """The client's fields of a stream: `usage` at the end, in every chunk where that is wished."""
+def client_stream(request: Request, extras: Extras) -> dict[str, Any]:
+    """The client's fields of a stream: `usage` at the end, in every chunk where that is wished; ids of tokens."""
+    ids = {"return_token_ids": True} if extras.token_ids else {}
     if not request.stream:
-        return {"stream": False}
-    options = {"include_usage": True} | ({"continuous_usage_stats": True} if continuous_usage else {})
-    return {"stream": True, "stream_options": options}
+        return {"stream": False, **ids}
+    options = {"include_usage": True} | ({"continuous_usage_stats": True} if extras.continuous_usage else {})
+    return {"stream": True, "stream_options": options, **ids}

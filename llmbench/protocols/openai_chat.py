@@ -52,15 +52,17 @@ def dialect(
     chat_template: ChatTemplate = "plain",
     model: str = "",
     continuous_usage: bool = False,
+    token_ids: bool = False,
     stamp: Stamp = REAL,
 ) -> "OpenAiChat":
     """OpenAI's chat; `model` is what the client names, nothing if empty. Raises ConfigError for an unknown template.
 
-    With `continuous_usage` the client asks for a token count in every chunk, which vLLM and SGLang can give.
+    With `continuous_usage` the client asks for a token count in every chunk, which vLLM and SGLang can give, with
+    `token_ids` for the ids of every chunk's tokens, which vLLM can.
     """
     if chat_template not in get_args(ChatTemplate):
         raise ConfigError(f"chat_template: must be plain, llama2 or chatml, got {chat_template!r}")
-    return OpenAiChat(chat_template, model, continuous_usage, stamp)
+    return OpenAiChat(chat_template, model, _openai.Extras(continuous_usage, token_ids), stamp)
 
 
 class OpenAiChat:
@@ -70,10 +72,10 @@ class OpenAiChat:
     posts: Sequence[str] = ("/v1/chat/completions",)
     others: Sequence[tuple[str, str]] = ()
 
-    def __init__(self, chat_template: ChatTemplate, model: str, continuous_usage: bool, stamp: Stamp) -> None:
+    def __init__(self, chat_template: ChatTemplate, model: str, extras: _openai.Extras, stamp: Stamp) -> None:
         self.chat_template = chat_template
         self.model = model
-        self.continuous_usage = continuous_usage
+        self.extras = extras
         self._stamp = stamp
 
     def encode(self, request: Request) -> HttpRequest:
@@ -84,13 +86,15 @@ class OpenAiChat:
         body |= client_fields(request, "max_tokens")
         if request.sampling.num_logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": request.sampling.num_logprobs}
-        body |= _openai.client_stream(request, self.continuous_usage)
+        body |= _openai.client_stream(request, self.extras)
         return HttpRequest(path=self.posts[0], headers=client_headers(request), body=msgspec.json.encode(body))
 
     def decoder(self, request: Request, headers: Mapping[str, str]) -> JsonDecoder:
         """Reads streams and whole answers; what a model reasons before its answer is text of it too."""
         stream = is_stream(request, headers)
-        reader = OpenAiReader(request, whole=not stream, text_of=_text, scores_of=_scores, logprobs_of=_logprobs)
+        reader = OpenAiReader(
+            request, whole=not stream, text_of=_text, scores_of=_scores, reasons=_reasons, logprobs_of=_logprobs
+        )
         return JsonDecoder(Events() if stream else Whole(), reader)
 
     def wants(self, path: str, body: bytes) -> bool:
@@ -295,6 +299,12 @@ def _text(choice: dict[str, Any]) -> str:
     said = choice.get("delta") or choice.get("message") or {}
     reasoning = said.get("reasoning_content") or said.get("reasoning") or ""
     return str(reasoning + (said.get("content") or ""))
+
+
+def _reasons(choice: dict[str, Any]) -> bool:
+    """Whether a chunk is the model's reasoning and nothing of its answer."""
+    said = choice.get("delta") or {}
+    return bool(said.get("reasoning_content") or said.get("reasoning")) and not said.get("content")
 
 
 def _scores(choice: dict[str, Any]) -> list[Any]:

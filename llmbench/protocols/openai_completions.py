@@ -24,12 +24,15 @@ _MAX_PROMPTS = 1024
 _MODELS = "/v1/models"
 
 
-def dialect(model: str = "", continuous_usage: bool = False, stamp: Stamp = REAL) -> "OpenAiCompletions":
+def dialect(
+    model: str = "", continuous_usage: bool = False, token_ids: bool = False, stamp: Stamp = REAL
+) -> "OpenAiCompletions":
     """OpenAI's completions; `model` is what the client names, nothing if empty.
 
-    With `continuous_usage` the client asks for a token count in every chunk, which vLLM and SGLang can give.
+    With `continuous_usage` the client asks for a token count in every chunk, which vLLM and SGLang can give, with
+    `token_ids` for the ids of every chunk's tokens, which vLLM can.
     """
-    return OpenAiCompletions(model, continuous_usage, stamp)
+    return OpenAiCompletions(model, _openai.Extras(continuous_usage, token_ids), stamp)
 
 
 class OpenAiCompletions:
@@ -39,9 +42,9 @@ class OpenAiCompletions:
     posts: Sequence[str] = ("/v1/completions",)
     others: Sequence[tuple[str, str]] = (("GET", _MODELS), ("GET", f"{_MODELS}/{{model}}"))
 
-    def __init__(self, model: str, continuous_usage: bool, stamp: Stamp) -> None:
+    def __init__(self, model: str, extras: _openai.Extras, stamp: Stamp) -> None:
         self.model = model
-        self.continuous_usage = continuous_usage
+        self.extras = extras
         self._stamp = stamp
 
     def encode(self, request: Request) -> HttpRequest:
@@ -55,7 +58,7 @@ class OpenAiCompletions:
             body["logprobs"] = request.sampling.num_logprobs
         if request.sampling.prompt_logprobs is not None:
             body |= _echo(request)
-        body |= _openai.client_stream(request, self.continuous_usage)
+        body |= _openai.client_stream(request, self.extras)
         return HttpRequest(path=self.posts[0], headers=client_headers(request), body=msgspec.json.encode(body))
 
     def decoder(self, request: Request, headers: Mapping[str, str]) -> JsonDecoder:

@@ -219,14 +219,16 @@ class TritonReader:
             return [Delta(full_text=text, total_tokens=details.get("generated_tokens"), finish_reason=reason)]
         before, self._num_tokens = self._num_tokens, details.get("generated_tokens", self._num_tokens + 1)
         num_tokens = self._num_tokens - before
+        assumed = "generated_tokens" not in details
         if name is None:
-            return [Delta(text=text, num_tokens=num_tokens)]
+            return [Delta(text=text, num_tokens=num_tokens, assumed=assumed)]
         return [
             Delta(
                 text=text,
                 num_tokens=num_tokens,
                 finish_reason=_mindie.reason_of(name),
-                total_tokens=self._num_tokens,
+                total_tokens=None if assumed else self._num_tokens,
+                assumed=assumed,
             )
         ]
 

@@ -134,7 +134,7 @@ class VllmReader:
         reason = _REASONS.get(event.get("finish_reason", ""))
         if not self._whole:
             self._num_tokens += 1
-            return [Delta(text=text, num_tokens=1, finish_reason=reason)]
+            return [Delta(text=text, num_tokens=1, finish_reason=reason, assumed=True)]
         prompt = str(self._request.prompt)
         text = text.removeprefix(prompt).removeprefix(" ") if text.startswith(prompt) else text
         return [Delta(full_text=text, finish_reason=reason or "stop")]
