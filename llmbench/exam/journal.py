@@ -81,14 +81,15 @@ class Journal:
 
     def _taken_up(self, header: Header) -> dict[int, Marked]:
         """The lines of a run that was begun with these keys; a torn last one is cut off."""
-        if not self._path.exists():
+        data = self._path.read_bytes() if self._path.exists() else b""
+        if b"\n" not in data:  # killed before its first line was whole
+            self._path.write_bytes(b"")
             return {}
         found, lines = read(self._path)
         for name in ("fingerprint", "protocol", "via", "num_items"):
             was, now = getattr(found, name), getattr(header, name)
             if was != now:
                 raise InvalidMeasurement(f"{self._path}: begun with {name} {was}, not with {now}; leave --resume out")
-        data = self._path.read_bytes()
         os.truncate(self._path, data.rfind(b"\n") + 1)
         own = {line.key: line for line in lines if line.key in self._keys}
         return {self._keys[key]: msgspec.structs.replace(line, number=self._keys[key]) for key, line in own.items()}
