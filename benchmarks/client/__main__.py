@@ -243,6 +243,7 @@ def _verdicts(names: Sequence[str], found: dict[tuple[str, str], list[Found]], h
         wanted = f"≤ {target.limit * target.scale:g} {target.unit}"
         wanted += "" if target.share is None else f", ≤ {target.share:g} of the best peer"
         met = "yes" if within and not mine > (target.share or math.inf) * best else "no"
+        met = met if mine == mine else "not measured"
         lines.append(f"| {label} | {mine:.3g} | {wanted} | {bound:.3g} | {best:.3g} | {mine / best:.2f} | {met} |")
     return "\n".join(lines)
 
