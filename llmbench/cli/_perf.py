@@ -2,24 +2,25 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from llmbench import __version__, config
+from llmbench import __version__, config, protocols
 from llmbench.cli import _plan, _results
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
-from llmbench.loadgen import fleet, journal
+from llmbench.loadgen import fleet, journal, preflight
 from llmbench.loadgen import resume as resuming
-from llmbench.loadgen.client import Target, Timeouts, locate
+from llmbench.loadgen.client import Timeouts
 from llmbench.loadgen.monitor import monitor
 from llmbench.loadgen.resume import Rest
 from llmbench.loadgen.run import Observer, Part, run
 from llmbench.loadgen.scrape import scraper
+from llmbench.loadgen.target import Target, Way, header, locate
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
@@ -28,9 +29,12 @@ _INTERRUPTED = 130
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _TASKS = {"1": "alpaca_5010", "2": "alpaca_521"}
-_CHANGEABLE = {"url", "allow", "out_dir"}
+_CHANGEABLE = {"url", "allow", "out_dir", "proxy"}
 """Flags that may be given again, differently, when a run is resumed."""
-_WITH_RESUME = _CHANGEABLE | {"resume", "json", "quiet"}
+_WITH_RESUME = _CHANGEABLE | {"resume", "json", "quiet", "header", "api_key"}
+
+
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Settings(_plan.Wanted, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,10 +43,20 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     url: str | None
     port: int
     out_dir: Path | None
+    dialect_option: list[str]
+    served_model: str | None
     data_shape: str | None
     concurrency: Annotated[int, msgspec.Meta(ge=1)] | None
     workers: Annotated[int, msgspec.Meta(ge=1)] | Literal["auto"]
-    timeout_s: Annotated[float, msgspec.Meta(gt=0)]
+    timeout_s: _Seconds
+    connect_timeout_s: _Seconds
+    first_token_timeout_s: _Seconds | None
+    idle_timeout_s: _Seconds | None
+    cacert: Path | None
+    insecure: bool
+    proxy: str | None
+    warm_connections: Annotated[int, msgspec.Meta(ge=0)]
+    preflight: bool
     metrics_url: str | None
     allow: list[str]
     plan: Path | None
@@ -58,6 +72,7 @@ class How(msgspec.Struct, frozen=True, kw_only=True):
 
     json: bool = False
     quiet: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Say = Callable[[str], None]
@@ -65,9 +80,11 @@ Say = Callable[[str], None]
 
 def command(values: dict[str, Any], given: set[str]) -> int:
     """From all flags, and which of them were given, to the exit status."""
-    how = How(json=values.pop("json"), quiet=values.pop("quiet"))
+    headers = _headers(values.pop("header") or (), values.pop("api_key"))
+    how = How(json=values.pop("json"), quiet=values.pop("quiet"), headers=headers)
     run, file, task = values.pop("resume"), values.pop("settings"), values.pop("task")
-    values["allow"] = values["allow"] or []
+    for several in ("allow", "dialect_option"):
+        values[several] = values[several] or []
     if run is not None:
         return resume(run, values, given, how)
     if task is not None and "dataset" in given:
@@ -94,10 +111,11 @@ def begin(settings: Settings, how: How) -> int:
     speech.dialect()  # a wrong name is wrong now
     if settings.out_dir is not None:
         files.make_folder(settings.out_dir, "--out-dir")
-    with _target(settings, say) as target:
+    with _target(settings, how, say) as target:
+        speech = _ready(settings, target, speech, say)
         folder = files.new_folder(settings.results, settings.name)
         plans.save(plan, folder / _results.PLAN)
-        files.write_json(folder / _CONFIG, settings)
+        files.write_json(folder / _CONFIG, _without_password(settings))
         files.write_json(folder / _ENVIRONMENT, files.environment())
         rest = Rest(plan=plan, attempt=1, from_s=0.0, url="")
         interrupted = _send(settings, rest, target, speech, folder, how)
@@ -116,8 +134,9 @@ def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> i
     settings = config.build(config.read(folder / _CONFIG) | changed, Settings, str(folder / _CONFIG))
     rest = resuming.rest(folder, plan)
     say(f"resumes {folder}: {len(rest.plan.requests)} of {len(plan.requests)} requests are left")
-    with _same_target(settings, rest.url, say) as target:
-        interrupted = _send(settings, rest, target, _speech(settings, plan), folder, how)
+    with _same_target(settings, rest.url, how, say) as target:
+        speech = _ready(settings, target, _speech(settings, plan), say)
+        interrupted = _send(settings, rest, target, speech, folder, how)
     return _finish(folder, settings, how, interrupted)
 
 
@@ -144,13 +163,65 @@ def _sealed(settings: Settings, say: Say) -> plans.Plan:
 
 def _speech(settings: Settings, plan: plans.Plan) -> fleet.Speech:
     """The dialect that is asked for, or the one of the plan."""
-    options = {"data_shape": settings.data_shape} if settings.data_shape else {}
-    return fleet.Speech(name=settings.dialect or plan.settings.dialect or "contest", options=options)
+    name = settings.dialect or plan.settings.dialect or "contest"
+    options = dict(protocols.option_value(name, text) for text in settings.dialect_option)
+    if settings.data_shape is not None:
+        options["data_shape"] = settings.data_shape
+    if settings.served_model is not None:
+        options["model"] = settings.served_model
+    return fleet.Speech(name=name, options=options)
+
+
+def _ready(settings: Settings, target: Target, speech: fleet.Speech, say: Say) -> fleet.Speech:
+    """The dialect with the model's name in it, when the server has answered once. Raises InputError, ServingError."""
+    if not settings.preflight:
+        return speech
+    timeouts = _timeouts(settings)
+    if "model" in protocols.options(speech.name) and "model" not in speech.options:
+        found = preflight.models(target, timeouts)
+        if found:
+            others = f", the first of {len(found)}; see --served-model" if len(found) > 1 else ""
+            say(f"model: {found[0]}{others}")
+            speech = msgspec.structs.replace(speech, options=speech.options | {"model": found[0]})
+    preflight.check(target, speech.dialect(), timeouts)
+    return speech
+
+
+def _timeouts(settings: Settings) -> Timeouts:
+    return Timeouts(
+        connect_s=settings.connect_timeout_s,
+        head_s=settings.timeout_s,
+        total_s=settings.timeout_s,
+        first_token_s=settings.first_token_timeout_s,
+        idle_s=settings.idle_timeout_s,
+    )
+
+
+def _way(settings: Settings, how: How) -> Way:
+    return Way(
+        headers=how.headers,
+        cacert=None if settings.cacert is None else str(settings.cacert),
+        insecure=settings.insecure,
+        proxy=settings.proxy,
+        warm_connections=settings.warm_connections,
+    )
+
+
+def _headers(given: Iterable[str], api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """The headers of the user. Raises InputError."""
+    key = [] if api_key is None else [f"Authorization: Bearer {api_key}"]
+    return tuple(header(text) for text in (*given, *key))
+
+
+def _without_password(settings: Settings) -> Settings:
+    """What may be kept with a run; a proxy's user and password may not."""
+    scheme, sign, rest = (settings.proxy or "").rpartition("://")
+    return msgspec.structs.replace(settings, proxy=scheme + sign + rest.rpartition("@")[2] or None)
 
 
 def _send(settings: Settings, rest: Rest, target: Target, speech: fleet.Speech, folder: Path, how: How) -> bool:
     """Send what is to be sent, with one process or several; whether it was interrupted."""
-    timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
+    timeouts = _timeouts(settings)
     progress = None if how.quiet or not sys.stderr.isatty() else overwrite
     plan, slots = rest.plan, settings.concurrency
     workers = fleet.num_workers(plan, slots) if settings.workers == "auto" else settings.workers
@@ -173,15 +244,15 @@ def _watching(settings: Settings, target: Target) -> list[Observer]:
 
 
 @contextmanager
-def _target(settings: Settings, say: Say) -> Iterator[Target]:
+def _target(settings: Settings, how: How, say: Say) -> Iterator[Target]:
     """The server to measure: the one named, the one on the port, or the bundled stack, launched for this run."""
     try:
-        target = locate(settings.url or _on_port(settings))
+        target = locate(settings.url or _on_port(settings), way=_way(settings, how))
     except ServingError:
         if settings.url is not None:
             raise
         say(f"nobody listens on port {settings.port}: launching the bundled stack for this run")
-        with _launched(settings, say) as target:
+        with _launched(settings, how, say) as target:
             yield target
         return
     if settings.model or settings.engine or settings.config:
@@ -189,31 +260,36 @@ def _target(settings: Settings, say: Say) -> Iterator[Target]:
             f"--model, --engine and --config are for a stack that is launched, but {target.url} is there already; "
             "leave them out, or choose another --port"
         )
-    say(f"target: {target.url} ({target.host} port {target.port})")
+    _say_target(target, say)
     yield target
 
 
 @contextmanager
-def _same_target(settings: Settings, url: str, say: Say) -> Iterator[Target]:
+def _same_target(settings: Settings, url: str, how: How, say: Say) -> Iterator[Target]:
     """The server that a run was sent to: where --url says that it is now, where it was, or the bundled stack again."""
     if not url and settings.url is None:  # nothing was sent yet
-        with _target(settings, say) as target:
+        with _target(settings, how, say) as target:
             yield target
     elif settings.url is None and url != _on_port(settings):
         say("launching the bundled stack again")
-        with _launched(settings, say) as target:
+        with _launched(settings, how, say) as target:
             yield target
     else:
-        target = locate(settings.url or url)
-        say(f"target: {target.url} ({target.host} port {target.port})")
+        target = locate(settings.url or url, way=_way(settings, how))
+        _say_target(target, say)
         yield target
 
 
 @contextmanager
-def _launched(settings: Settings, say: Say) -> Iterator[Target]:
+def _launched(settings: Settings, how: How, say: Say) -> Iterator[Target]:
     with launched(_serve_arguments(settings, say)) as server:
         say(f"target: {server.url} (pid {server.pid})")
-        yield locate(server.url)
+        yield locate(server.url, way=_way(settings, how))
+
+
+def _say_target(target: Target, say: Say) -> None:
+    through = ", measured with aiohttp through it" if target.way.proxy is not None else ""
+    say(f"target: {target.url} ({target.host} port {target.port}{through})")
 
 
 def _on_port(settings: Settings) -> str:

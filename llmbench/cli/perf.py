@@ -50,6 +50,13 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     dialect: Annotated[
         str | None, typer.Option(help="HTTP dialect of the server.  [default: the plan's, or contest]")
     ] = None,
+    dialect_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the dialect, as continuous_usage=true of OpenAI's."),
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option(help="Model name for the server.  [default: the first of its /v1/models]")
+    ] = None,
     data_shape: Annotated[str | None, typer.Option(help="Contest streams: list or object.  [default: list]")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="At most this many requests at once.")] = None,
     workers: Annotated[
@@ -68,6 +75,30 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds that one request may take.")
     ] = 1800.0,
+    connect_timeout_s: Annotated[
+        float, typer.Option("--connect-timeout", min=0.001, help="Seconds until it is connected.")
+    ] = 10.0,
+    first_token_timeout_s: Annotated[
+        float | None, typer.Option("--first-token-timeout", min=0.001, help="Seconds until its first token.")
+    ] = None,
+    idle_timeout_s: Annotated[
+        float | None, typer.Option("--idle-timeout", min=0.001, help="Seconds between two reads of an answer.")
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:VALUE", help="Goes along with every request; is not written down.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LLMBENCH_API_KEY", help="As Authorization: Bearer; is not written down.")
+    ] = None,
+    cacert: Annotated[Path | None, typer.Option(help="Certificates to trust, of an https server.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Trust any https server.")] = False,
+    proxy: Annotated[
+        str | None, typer.Option(metavar="URL", help="HTTP proxy; those of the environment are not used.")
+    ] = None,
+    warm_connections: Annotated[int, typer.Option(min=0, help="Open so many before the first request.")] = 0,
+    preflight: Annotated[
+        bool, typer.Option("--preflight/--no-preflight", help="Ask for two tokens first, with a prompt of its own.")
+    ] = True,
     metrics_url: Annotated[
         str | None, typer.Option(metavar="URL|off", help="The server's own counters.  [default: its /metrics, if any]")
     ] = None,

@@ -13,7 +13,7 @@ from llmbench.loadgen._answer import Answer
 from llmbench.loadgen.client import Finished, Timeouts, headers, next_limit, why
 from llmbench.loadgen.record import Record
 from llmbench.loadgen.target import Target
-from llmbench.protocols import Dialect, HttpRequest
+from llmbench.protocols import ClientHalf, HttpRequest
 from llmbench.types import Request
 
 _BUFFER_BYTES = 4 << 20
@@ -23,7 +23,7 @@ _NOT_OURS = frozenset({"User-Agent", "Accept", "Accept-Encoding"})  # what aioht
 class ProxiedClient:
     """Sends requests to one target through a proxy; see `client.Sender`."""
 
-    def __init__(self, target: Target, dialect: Dialect, timeouts: Timeouts) -> None:
+    def __init__(self, target: Target, dialect: ClientHalf, timeouts: Timeouts) -> None:
         self.target = target
         self.dialect = dialect
         self.timeouts = timeouts

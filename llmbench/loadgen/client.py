@@ -17,7 +17,7 @@ from llmbench.loadgen.record import Record
 from llmbench.loadgen.target import Target as Target
 from llmbench.loadgen.target import Way as Way
 from llmbench.loadgen.target import locate as locate
-from llmbench.protocols import Dialect
+from llmbench.protocols import ClientHalf
 from llmbench.types import Request
 
 _MAX_IDLE_S = 2.0  # common servers drop idle connections after 5 s (uvicorn); a reuse must not race with that
@@ -53,7 +53,7 @@ class Sender(Protocol):
     def target(self) -> Target: ...
 
     @property
-    def dialect(self) -> Dialect: ...
+    def dialect(self) -> ClientHalf: ...
 
     def prepare(self, request: Request) -> Any:
         """All that can be made of a request before the clock has started."""
@@ -75,7 +75,7 @@ class Sender(Protocol):
 class Client:
     """Sends requests to one target over as many kept connections as are needed at once."""
 
-    def __init__(self, target: Target, dialect: Dialect, timeouts: Timeouts) -> None:
+    def __init__(self, target: Target, dialect: ClientHalf, timeouts: Timeouts) -> None:
         self.target = target
         self.dialect = dialect
         self.timeouts = timeouts

@@ -107,7 +107,7 @@ def send(
     jobs = [
         Job(
             plan=one,
-            target=target,
+            target=_warming(target, number, len(plans)),
             speech=speech,
             timeouts=timeouts,
             concurrency=_share(concurrency, number, len(plans)),
@@ -284,9 +284,15 @@ class _Worker:
         return f"exit status {status}" if status >= 0 else signal.Signals(-status).name
 
 
-def _share(concurrency: int | None, worker: int, workers: int) -> int | None:
-    """The slots of one worker: all of them together have as many as there are."""
-    return None if concurrency is None else concurrency // workers + (worker < concurrency % workers)
+def _share(number: int | None, worker: int, workers: int) -> int | None:
+    """The part of one worker of something that is counted; all of them together have as many as there are."""
+    return None if number is None else number // workers + (worker < number % workers)
+
+
+def _warming(target: Target, worker: int, workers: int) -> Target:
+    """The target with one worker's part of the connections that are opened before."""
+    warm = _share(target.way.warm_connections, worker, workers) or 0
+    return msgspec.structs.replace(target, way=msgspec.structs.replace(target.way, warm_connections=warm))
 
 
 def _most_streams(plan: Plan, concurrency: int | None) -> int:

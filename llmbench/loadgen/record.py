@@ -35,6 +35,8 @@ class Record(msgspec.Struct, kw_only=True, tag="request", tag_field="kind"):
     done_ns: int | None = None
     stamps_ns: list[int] = []
     tokens: list[int] = []
+    num_pieces: int = 0
+    """Events that brought tokens; more than there are stamps when several came in one read."""
     num_tokens: int = 0
     exact_tokens: bool = True
     """Whether `tokens` are known; else nobody said how many a piece of the stream is, and one each was assumed."""

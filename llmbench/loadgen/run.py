@@ -17,7 +17,7 @@ from llmbench.loadgen.client import Client, Sender, Target, Timeouts
 from llmbench.loadgen.driver import Counts, Driver
 from llmbench.loadgen.journal import Header, Journal
 from llmbench.loadgen.record import Line, Record
-from llmbench.protocols import Dialect
+from llmbench.protocols import ClientHalf, Dialect
 from llmbench.workload.plan import Plan
 
 _LEAD_NS = 20_000_000  # so that the first request's instant is not over before the loop runs
@@ -78,7 +78,7 @@ def run(
         loop.close()
 
 
-def sender(target: Target, dialect: Dialect, timeouts: Timeouts) -> Sender:
+def sender(target: Target, dialect: ClientHalf, timeouts: Timeouts) -> Sender:
     """The client for this target: our own, or one through a proxy."""
     if target.way.proxy is None:
         return Client(target, dialect, timeouts)

@@ -108,6 +108,21 @@ class Reply(Protocol):
         ...
 
 
+class ClientHalf(Protocol):
+    """What a client needs of a dialect."""
+
+    @property
+    def name(self) -> str: ...
+
+    def encode(self, request: Request) -> HttpRequest:
+        """The HTTP request that asks for this."""
+        ...
+
+    def decoder(self, request: Request, headers: Mapping[str, str]) -> Decoder:
+        """A decoder for the response of status 200; `headers` have lower-case names."""
+        ...
+
+
 class Dialect(Protocol):
     """Both halves of one HTTP dialect. Paths may have variable segments, `/v2/models/{model}/generate`."""
 

@@ -93,7 +93,7 @@ def test_a_killed_run_can_be_reported_and_completed_fifty_times(
 def kill_and_complete(tmp_path: Path, dataset: Path, delay_s: float, workers: int) -> None:
     script = Answering()
     with closing(ToyServer(script)) as toy:
-        load = ["-n", str(NUM_REQUESTS), "--arrivals", "burst", "--concurrency", str(SLOTS)]
+        load = ["-n", str(NUM_REQUESTS), "--arrivals", "burst", "--concurrency", str(SLOTS), "--no-preflight"]
         with begun(tmp_path, dataset, toy.url, *load, "--workers", str(workers)) as process:
             assert script.reached.wait(60)
             time.sleep(delay_s)
@@ -187,7 +187,7 @@ def interrupted(tmp_path: Path, dataset: Path) -> Path:
         return [STREAM_HEAD, Do.STALL]
 
     with closing(ToyServer(stalling)) as toy:
-        flags = ["-n", "6", "-X", "20", "--arrivals", "constant", "--concurrency", "1"]
+        flags = ["-n", "6", "-X", "20", "--arrivals", "constant", "--concurrency", "1", "--no-preflight"]
         with begun(tmp_path, dataset, toy.url, *flags) as process:
             assert reached.wait(60)
             process.kill()

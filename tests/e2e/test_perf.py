@@ -35,6 +35,7 @@ def script(n: int, body: bytes) -> list[Step]:
 
 def command(tmp_path: Path, dataset: Path, url: str, *flags: str) -> list[str]:
     fixed = ["--url", url, "--dataset", str(dataset), "--results", str(tmp_path / "results"), "--name", "test"]
+    fixed.append("--no-preflight")  # so that the server sees the plan alone
     return [sys.executable, "-m", "llmbench", "perf", *fixed, *flags]
 
 
