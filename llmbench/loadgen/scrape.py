@@ -30,6 +30,7 @@ def scraper(target: Target, path: str = "/metrics", required: bool = False, ever
 
     The last one is taken when two readings, a tenth of a second apart, agree: servers count an answer a little after
     its last byte. A server without such a page leaves no trace, unless it is `required`: then ServingError.
+    Nothing is read through a proxy.
     """
 
     @asynccontextmanager
@@ -56,6 +57,8 @@ def scraper(target: Target, path: str = "/metrics", required: bool = False, ever
 
 async def read(target: Target, path: str) -> Scrape | None:
     """The counters now; None when there are none, or not in time."""
+    if target.way.proxy is not None:
+        return None
     try:
         page = await asyncio.wait_for(_get(target, path), _TIMEOUT_S)
     except (OSError, HttpError, asyncio.TimeoutError):
@@ -109,9 +112,12 @@ def _totals(scrape: Scrape) -> dict[str, float]:
 
 async def _get(target: Target, path: str) -> bytes | None:
     """The body of a page, or None when its status is not 200."""
-    reader, writer = await asyncio.open_connection(target.host, target.port, family=target.family)
+    reader, writer = await asyncio.open_connection(
+        target.host, target.port, family=target.family, ssl=target.tls(), server_hostname=target.tls_name
+    )
     try:
-        head = f"GET {target.prefix}{path} HTTP/1.1\r\nHost: {target.authority}\r\nConnection: close\r\n\r\n"
+        given = "".join(f"{name}: {value}\r\n" for name, value in target.way.headers)
+        head = f"GET {target.prefix}{path} HTTP/1.1\r\nHost: {target.authority}\r\n{given}Connection: close\r\n\r\n"
         writer.write(head.encode("latin-1"))
         parser, body = ResponseParser(), []
         while not parser.complete and (data := await reader.read(1 << 20)):

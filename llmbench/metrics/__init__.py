@@ -27,6 +27,10 @@ class Trace(Protocol):
     """The reads that brought tokens."""
     tokens: list[int]
     """How many tokens each of them brought."""
+    num_pieces: int
+    """Events that brought tokens; several may come in one read."""
+    exact_tokens: bool
+    """Whether `tokens` are known, not assumed."""
     num_tokens: int
     num_prompt_tokens: int | None
     """As the plan counted them; the two below as the server did."""

@@ -29,9 +29,11 @@ def e2el(trace: Trace) -> float | None:
 
 @metric("TPOT", "s", "lower")
 def tpot(trace: Trace) -> float | None:
-    """(last token - first token) / (tokens - 1), of answers that streamed two tokens or more."""
-    tokens = sum(trace.tokens)
-    if trace.status != "answered" or tokens < 2:
+    """(last token - first token) / (tokens - 1); tokens as streamed, as the server counts where pieces do not say."""
+    tokens = sum(trace.tokens)  # the end of an answer may count as one that is not streamed
+    if not trace.exact_tokens and abs(trace.num_tokens - tokens) > 1:
+        tokens = trace.num_tokens
+    if trace.status != "answered" or tokens < 2 or not trace.stamps_ns:
         return None
     return seconds(trace.stamps_ns[0], trace.stamps_ns[-1]) / (tokens - 1)
 
@@ -95,8 +97,8 @@ def icl(trace: Trace) -> list[float]:
 
 @metric("ITL", "s", "lower")
 def itl(trace: Trace) -> list[float]:
-    """Gaps between one token and the next; 0 between tokens that came in the same read."""
-    if trace.status != "answered":
+    """Gaps between one token and the next, 0 within a read; of answers whose pieces say how many tokens they bring."""
+    if trace.status != "answered" or not trace.exact_tokens:
         return []
     gaps: list[float] = []
     before_ns: int | None = None

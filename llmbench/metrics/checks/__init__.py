@@ -15,6 +15,7 @@ from llmbench.metrics.checks.client import busy, client_bound, instrument_error,
 from llmbench.metrics.checks.pace import arrivals_as_declared, in_one_piece, own_lateness, rate_kept
 from llmbench.metrics.checks.server import CHECKS as SERVER
 from llmbench.metrics.checks.settled import keeps_up, under_load, warmed_up
+from llmbench.metrics.checks.stream import not_coalesced, streams_at_all, tokens_counted
 from llmbench.metrics.evidence import Check, Evidence, Verdict
 
 __all__ = ["CHECKS", "EXIT", "Check", "Evidence", "RunVerdict", "Verdict", "check", "verdict"]
@@ -25,6 +26,9 @@ EXIT: dict[RunVerdict, int] = {"VALID": 0, "INVALID": 3, "INCONCLUSIVE": 4}
 CHECKS: tuple[Callable[[Evidence], Check], ...] = (
     all_answered,
     output_lengths,
+    tokens_counted,
+    streams_at_all,
+    not_coalesced,
     own_lateness,
     rate_kept,
     arrivals_as_declared,
