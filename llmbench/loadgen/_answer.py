@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from llmbench.loadgen.record import Record
-from llmbench.protocols import Decoder, Dialect
+from llmbench.protocols import ClientHalf, Decoder
 from llmbench.types import Request
 
 _SHOWN_BODY_CHARS = 200
@@ -12,7 +12,7 @@ _SHOWN_BODY_CHARS = 200
 class Answer:
     """Fills a record from the head and the body of one response."""
 
-    def __init__(self, dialect: Dialect, request: Request, record: Record) -> None:
+    def __init__(self, dialect: ClientHalf, request: Request, record: Record) -> None:
         self._dialect = dialect
         self._request = request
         self._record = record
