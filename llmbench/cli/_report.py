@@ -7,9 +7,9 @@ import msgspec
 
 from llmbench.cli import _formats, _results
 from llmbench.errors import InputError
-from llmbench.metrics import definitions
+from llmbench.metrics import definitions, foreign
 from llmbench.report import console as screen
-from llmbench.report import files
+from llmbench.report import contest, files, words
 from llmbench.report.terminal import Terminal
 from llmbench.report.view import View
 
@@ -34,7 +34,7 @@ def main(settings: Settings) -> int:
     formats = _formats.chosen(settings.formats)
     definition = None if settings.definition is None else definitions.get(settings.definition)
     if settings.run.is_file():
-        return _foreign(settings)
+        return _foreign(settings, formats)
     results = _results.read(settings.run, settings.allow)
     windowed = settings.from_s is not None or settings.to_s is not None
     if windowed and settings.steady:
@@ -82,5 +82,41 @@ def _print_definition(definition: definitions.Definition, shown: View, json: boo
         screen.show_figures(Terminal(), shown, definition.TOOL, figures, definition.__doc__ or "")
 
 
-def _foreign(settings: Settings) -> int:
-    raise InputError(f"{settings.run}: not the folder of a run")
+_FOREIGN = ("json", "csv", "txt", "md", "html", "parquet")
+
+
+def _foreign(settings: Settings, formats: list[str]) -> int:
+    """What another tool's file tells: shown, written where asked, never judged. Exit status 0."""
+    if settings.from_s is not None or settings.to_s is not None or settings.steady:
+        raise InputError(f"{settings.run}: --from, --to and --steady are for runs of our own")
+    told = foreign.read(settings.run.read_bytes(), settings.run.name)
+    definition = None if settings.definition is None else definitions.get(settings.definition)
+    for number, each in enumerate(told):
+        shown = _told(each, settings.run.name if len(told) == 1 else f"{settings.run.name} {number + 1}")
+        if definition is not None:
+            _print_definition(definition, shown, settings.json)
+        else:
+            _print(settings, shown, words.verdict(shown))
+        if formats or settings.output is not None:
+            folder = (settings.output or Path()) / ("" if len(told) == 1 else f"{number + 1}")
+            files.make_folder(folder, "--output")
+            wanted = [name for name in (formats or ["json", "md", "html"]) if name in _FOREIGN]
+            export = _formats.Export(view=shown, answers=(), about=_NOBODY)
+            print(f"files: {', '.join(map(str, _formats.write(wanted, export, folder)))}", file=sys.stderr)
+    return 0
+
+
+def _told(each: foreign.Told, title: str) -> View:
+    return View(
+        title=title,
+        numbers=each.numbers,
+        not_judged=each.not_judged,
+        traces=each.traces,
+        start_ns=each.start_ns,
+        load=each.load,
+        target=each.tool,
+        notes=each.notes,
+    )
+
+
+_NOBODY = contest.Run(qps=0, interval_s=0, num_samples=0, prompts=(), start_ns=0, start_wall_s=0)

@@ -36,7 +36,8 @@ def show(console: Console, view: View, steadily: bool = False) -> None:
         say(text)
     if view.numbers.reasons:
         say(_reasons(view.numbers), markup=False)
-    say(_run(view.numbers), markup=False)
+    if totals := _run(view.numbers):
+        say(totals, markup=False)
     console.print(latencies(view.numbers))
     if steadily:
         _steady(console, view)
@@ -121,6 +122,8 @@ def _run(numbers: Summary) -> str:
         for metric in per_run.METRICS
         if (value := numbers.run.get(metric.name)) is not None
     ]
+    if not parts and not numbers.num_output_tokens:
+        return ""  # nothing of it is known
     prompts = "" if numbers.num_prompt_tokens is None else f"{numbers.num_prompt_tokens} prompt and "
     return "; ".join([f"{prompts}{numbers.num_output_tokens} output tokens", *parts])
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from llmbench.metrics.summary import Summary
 from llmbench.report.view import View
 
 _UNITS = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
@@ -76,6 +77,8 @@ def sentence(view: View) -> str:
     """The run in words: what was sustained, and what half and nearly all of the users saw."""
     numbers = view.numbers
     rate, took_s = numbers.run.get("requests_per_s"), numbers.run.get("exec_time")
+    if view.not_judged and numbers.num_answered:
+        return _told(numbers)
     if not numbers.num_answered or rate is None or took_s is None:
         return "No request was answered." if numbers.num_planned else "There is no request in it."
     parts = [f"Answered {_short(rate)} requests/s for {_short(took_s)} s"]
@@ -90,8 +93,21 @@ def sentence(view: View) -> str:
     return "; ".join(parts).replace("then; ", "then ") + "."
 
 
+def _told(numbers: Summary) -> str:
+    """Of a run of another tool: times from the instant of sending are what most of them have."""
+    first, whole = numbers.requests["ttft_from_sent"], numbers.requests["service_time"]
+    parts = [f"{numbers.num_answered} answers"]
+    if first.num:
+        parts.append(f"half of them began {_within(first.p50)} of being sent, 99 % {_within(first.p99)}")
+    if whole.num:
+        parts.append(f"half ended {_within(whole.p50)}, 99 % {_within(whole.p99)}")
+    return "; ".join(parts) + "."
+
+
 def _within(value_s: float | None) -> str:
-    return f"within {time(value_s)}" if value_s is not None and math.isfinite(value_s) else "not at all"
+    if value_s is None:
+        return "at a time that is not told"
+    return f"within {time(value_s)}" if math.isfinite(value_s) else "not at all"
 
 
 def _short(value: float) -> str:

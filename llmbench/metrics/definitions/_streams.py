@@ -1,6 +1,5 @@
 """Answers as load clients see them: seconds from the instant of sending."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean, median, pstdev
@@ -85,13 +84,6 @@ def middle(values: Sequence[float]) -> float | None:
 def linear(values: Sequence[float], percent: float) -> float | None:
     """A percentile as NumPy takes it: linear between neighbours."""
     return percentile(values, percent)
-
-
-def stepped(values: Sequence[float], percent: float) -> float | None:
-    """A percentile as the smallest value that so many percent do not pass; never between two values."""
-    if not values:
-        return None
-    return values[max(0, math.ceil(len(values) * percent / 100 - 1e-9) - 1)]
 
 
 Statistic = tuple[str, Callable[[Sequence[float]], float | None]]
