@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from rich.table import Table
 
 from llmbench import evals, plugins, protocols
 from llmbench.cli import _eval_screen as screen
@@ -17,9 +16,8 @@ from llmbench.cli._eval_offline import Offline
 from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.evals import Eval, Item, Marked, Options
 from llmbench.exam import Answerer
-from llmbench.exam import compare as comparing
 from llmbench.exam.http import HttpAnswerer, served
-from llmbench.exam.journal import ITEMS, Header, Journal, read
+from llmbench.exam.journal import ITEMS, Header, Journal
 from llmbench.exam.sitting import Failure, changed, sit
 from llmbench.exam.tally import Results, results
 from llmbench.loadgen.client import Target, Timeouts, locate
@@ -96,25 +94,6 @@ def main(settings: Settings, *, json: bool) -> int:
     return _finish(settings, evaluation, header, folder, failures, found, json)
 
 
-def show_sets() -> None:
-    """A table of the sets."""
-    table = Table("set", "answer modes", "splits", "what", box=None, pad_edge=False)
-    for name in plugins.names("evals"):
-        found = evals.module(name)
-        table.add_row(name, ", ".join(found.MODES), ", ".join(found.SPLITS), found.ABOUT)
-    Terminal().print(table)
-
-
-def compare(base: Path, new: Path, margin: float, seed: int, *, json: bool) -> int:
-    """Compare two runs, print; the exit status."""
-    found = comparing.compare(read(base / ITEMS), read(new / ITEMS), margin, seed)
-    if json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-    else:
-        screen.comparison(Terminal(), found)
-    return comparing.EXIT[found.verdict]
-
-
 # -- who answers --------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +104,8 @@ def _respondent(settings: Settings, opened: Model | None) -> Iterator[Respondent
         assert opened is not None
         with LLM(_model(settings), settings.engine, tokenizer=_path(settings.tokenizer)) as llm:
             answerer = Offline(llm)
-            yield Respondent(model=opened.name, fingerprint=opened.fingerprint(), via="in process", answerer=answerer)
+            via = f"in process{_choices(settings)}"
+            yield Respondent(model=opened.name, fingerprint=_fingerprint(opened), via=via, answerer=answerer)
         return
     if settings.url is not None:
         target = locate(settings.url)
@@ -137,14 +117,29 @@ def _respondent(settings: Settings, opened: Model | None) -> Iterator[Respondent
     assert opened is not None
     _say("launching the bundled stack for this run")
     with launched(_serve_arguments(settings)) as server:
-        yield _over_http(settings, locate(server.url), opened.name, opened.fingerprint())
+        yield _over_http(settings, locate(server.url), opened.name, _fingerprint(opened))
 
 
 def _over_http(settings: Settings, target: Target, model: str, fingerprint: str) -> Respondent:
     dialect = _dialect(settings)
     timeouts = Timeouts(head_s=settings.timeout_s, total_s=settings.timeout_s)
     answerer = HttpAnswerer(target, dialect, settings.concurrency, timeouts)
-    return Respondent(model=model, fingerprint=fingerprint, via=f"http {dialect.name}", answerer=answerer)
+    return Respondent(
+        model=model, fingerprint=fingerprint, via=f"http {dialect.name}{_choices(settings)}", answerer=answerer
+    )
+
+
+def _fingerprint(opened: Model) -> str:
+    """sha256 of the weights; of the name for random ones, which it tells wholly and which take long to make."""
+    if opened.name.startswith("random:"):
+        return hashlib.sha256(opened.name.encode()).hexdigest()
+    return opened.fingerprint()
+
+
+def _choices(settings: Settings) -> str:
+    """What else decides how a model computes, where the user chose it: a run is only gone on with in the same way."""
+    chosen = f", engine {settings.engine}" if settings.engine else ""
+    return chosen + (f", settings {datasets.sha256(settings.config)[:12]}" if settings.config else "")
 
 
 def _dialect(settings: Settings) -> protocols.Dialect:
@@ -307,14 +302,14 @@ def _finish(
 
 
 def _exit_code(settings: Settings, found: Results, failures: Sequence[Failure]) -> int:
-    """3 when questions were not answered, 1 when too few are right."""
+    """3 when questions were not answered, or nothing was marked that should be, 1 when too few are right."""
     if failures:
         return 3
     wanted = settings.min_accuracy
     if wanted is None:
         return 0
     if found.micro is None:
-        raise InputError("--min-accuracy: nothing was marked right or wrong, so there is no accuracy")
+        return 3
     return 1 if found.micro.accuracy < wanted else 0
 
 

@@ -60,10 +60,10 @@ def show(console: Console, report: Report) -> None:
         console.print(f"{name}: {value:.4f} on average")
     console.print(
         f"protocol: {protocol['mode']}, split {protocol['split']}, {_shots(found, protocol['shots'])}, "
-        f"at most {protocol['max_new_tokens']} new tokens; {header.via}",
+        f"at most {protocol['max_new_tokens']} new tokens",
         soft_wrap=True,
     )
-    console.print(f"model: {header.model} ({header.fingerprint[:19]})  data: {header.data}", soft_wrap=True)
+    console.print(f"model: {_who(header)}; data: {header.data}", soft_wrap=True, markup=False)
     if len(found.categories) > 1:
         _tallies(console, "category", found.categories)
     if len(found.groups) > 1:
@@ -74,11 +74,16 @@ def show(console: Console, report: Report) -> None:
     _failures(console, report.failures, found.num_unanswered)
 
 
+def _who(header: Header) -> str:
+    return f"{header.model} ({header.fingerprint[:19]}), {header.via}"
+
+
 def _overall(micro: Tally, found: Results, wanted: float | None) -> str:
     limit = "" if wanted is None else f", wanted {wanted:.2%}"
+    mean = f"; mean of the {len(found.groups)} subjects {found.macro:.2%}" if len(found.groups) > 1 else ""
     return (
         f"right: {micro.accuracy:.2%}{limit}  [{micro.low:.2%}, {micro.high:.2%}] 95 % Wilson; "
-        f"{micro.num_right} of {micro.num_items}; mean of the {len(found.groups)} subjects {found.macro:.2%}"
+        f"{micro.num_right} of {micro.num_items}{mean}"
     )
 
 
@@ -110,6 +115,8 @@ def comparison(console: Console, found: Comparison) -> None:
         found.verdict, "bold red"
     )
     console.print(Text(f"eval {found.verdict.upper()}", style=style))
+    for which, header in (("before", found.base), ("now", found.new)):
+        console.print(f"{which}: {_who(header)}", soft_wrap=True, markup=False)
     console.print(
         f"right: {found.base_accuracy:.2%} before, {found.new_accuracy:.2%} now; difference "
         f"{_points(found.difference)} ± {100 * found.standard_error:.2f} points, {found.num_items} questions",

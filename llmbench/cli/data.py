@@ -27,7 +27,7 @@ def show() -> None:
     """Name each dataset, and say which file stands for it."""
     from llmbench.workload import datasets
 
-    rows = [(name, datasets.resolve(name)) for name in datasets.names()]
+    rows = [*((name, datasets.resolve(name)) for name in datasets.names()), (datasets.MMLU, datasets.mmlu())]
     _table(("name", "what", "file"), [(name, found.description, str(found.path)) for name, found in rows])
 
 

@@ -96,9 +96,9 @@ def ask(
 @app.command("list")
 def show() -> None:
     """Name the sets with their answer modes and splits, the defaults first."""
-    from llmbench.cli import _eval
+    from llmbench.cli import _eval_compare
 
-    _eval.show_sets()
+    _eval_compare.show_sets()
 
 
 @app.command()
@@ -113,6 +113,6 @@ def compare(
 
     3: not comparable, 4: too few questions to tell.
     """
-    from llmbench.cli import _eval
+    from llmbench.cli import _eval_compare
 
-    raise typer.Exit(_eval.compare(base, new, margin / 100, seed, json=json))
+    raise typer.Exit(_eval_compare.compare(base, new, margin / 100, seed, json=json))

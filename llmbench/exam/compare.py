@@ -44,6 +44,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """What two runs say together; shares are from 0 to 1, `difference` is new minus base."""
 
     verdict: Verdict
+    base: Header
+    new: Header
     num_items: int
     num_groups: int
     base_accuracy: float
@@ -85,6 +87,8 @@ def compare(base: Run, new: Run, margin: float = 0.01, seed: int = 0) -> Compari
     bound = lower if clustered_lower is None else min(lower, clustered_lower)
     return Comparison(
         verdict=_verdict(bound, margin, difference, p_value) if changed else "the same",
+        base=base[0],
+        new=new[0],
         num_items=number,
         num_groups=len(sizes),
         base_accuracy=sum(old.correct is True for old, _ in pairs) / number,

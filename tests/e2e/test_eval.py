@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT, Serving
 from tests.contracts.test_evals import SAMPLES
 from tests.exam.test_http import completion, response
-from tests.loadgen.conftest import ToyServer
+from tests.loadgen.conftest import Do, ToyServer
 
 Done = subprocess.CompletedProcess[str]
 PER_SUBJECT = 4
@@ -279,3 +279,19 @@ def test_a_dialect_that_cannot_tell_log_probabilities_is_wrong_usage(server: Ser
     done = run("mmlu", "--url", server.url, *flags)
     assert done.returncode == 2
     assert "the tgi dialect cannot ask for num_logprobs" in done.stderr
+
+
+def test_ctrl_c_keeps_what_was_answered_and_says_how_to_go_on(tmp_path: Path) -> None:
+    data = ("mmlu", "--data", SAMPLES / "mmlu", "--split", "test", "-c", 1, "--results", tmp_path)
+    with closing(ToyServer(lambda n, _: completion(" B") if n < 3 else [Do.STALL])) as toy:
+        process = subprocess.Popen(command(*data, "--url", toy.url), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        while len(toy.bodies) < 4:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    (path,) = tmp_path.iterdir()
+    assert process.returncode == 130
+    assert f"interrupted; go on with --resume {path}" in errors
+    assert "Traceback" not in errors
+    assert len(rows(path)) == 3
