@@ -21,6 +21,7 @@ from llmbench.loadgen.resume import Rest
 from llmbench.loadgen.run import Observer, Part, run
 from llmbench.loadgen.scrape import scraper
 from llmbench.loadgen.target import Target, Way, header, locate
+from llmbench.metrics import slo
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
@@ -58,6 +59,7 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     warm_connections: Annotated[int, msgspec.Meta(ge=0)]
     preflight: bool
     metrics_url: str | None
+    slo: str | None
     allow: list[str]
     plan: Path | None
     model: str | None
@@ -106,6 +108,8 @@ def from_file(path: Path, values: dict[str, Any], given: set[str]) -> Settings:
 def begin(settings: Settings, how: How) -> int:
     """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
     say = _sayer(how.quiet)
+    if settings.slo is not None:
+        slo.parse(settings.slo)  # what is wrong is wrong now
     plan = _sealed(settings, say)
     speech = _speech(settings, plan)
     speech.dialect()  # a wrong name is wrong now

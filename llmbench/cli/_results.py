@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from llmbench.cli import _formats
+from llmbench.cli import _formats, _slo
 from llmbench.cli._evidence import CALIBRATION, evidence
 from llmbench.loadgen import calibrate, journal
 from llmbench.loadgen.record import Record
 from llmbench.metrics import checks as validity
-from llmbench.metrics import steady, windows
+from llmbench.metrics import slo, steady, windows
 from llmbench.metrics.summary import Summary, summarise
 from llmbench.report import console as screen
 from llmbench.report import contest
@@ -31,6 +31,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     trail: journal.Trail
     numbers: Summary
     checks: list[validity.Check]
+    objectives: list[slo.Outcome] = []
 
     @property
     def verdict(self) -> validity.RunVerdict:
@@ -38,7 +39,8 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exit_code(self) -> int:
-        return validity.EXIT[self.verdict]
+        """3 or 4 when the run cannot be trusted, else 1 or 4 for an objective that was not kept or cannot be told."""
+        return validity.EXIT[self.verdict] or slo.exit_code(self.objectives)
 
 
 def read(folder: Path, allow: Collection[str] = ()) -> Results:
@@ -51,6 +53,7 @@ def read(folder: Path, allow: Collection[str] = ()) -> Results:
         trail=trail,
         numbers=summarise(trail.records),
         checks=validity.check(evidence(folder, plan, trail), allow),
+        objectives=_slo.judged(folder, trail.records),
     )
 
 
@@ -109,6 +112,7 @@ def write(results: Results, out_dir: Path | None = None) -> str:
     """The folder's files; the contest's result file in `out_dir` as well. The last line of the contest's log."""
     found = export(results, view(results, steadily=True))
     _formats.write(_formats.ALWAYS, found, results.folder)
+    _slo.write(results.folder, results.objectives)
     if out_dir is not None:
         _formats.write(["contest"], found, out_dir)
     log = contest.log(results.folder, found.about, found.answers)
@@ -125,6 +129,7 @@ def show(results: Results, last: str, json: bool, quiet: bool) -> None:
         print(results.verdict)
     else:
         screen.show(Terminal(), view(results))
+        print(*_slo.lines(results.objectives), sep="\n", end="\n" if results.objectives else "")
         print(f"files: {results.folder}")
     print(last)
 

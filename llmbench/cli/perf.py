@@ -102,6 +102,9 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     metrics_url: Annotated[
         str | None, typer.Option(metavar="URL|off", help="The server's own counters.  [default: its /metrics, if any]")
     ] = None,
+    slo: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Objectives, as in ttft:p99<500ms,tpot:p95<40ms,e2el<2s.")
+    ] = None,
     allow: AllowOption = None,
     plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the launched stack.")] = None,

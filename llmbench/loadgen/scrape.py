@@ -28,14 +28,15 @@ _BUCKET = (b"_bucket", b"_created")
 def scraper(target: Target, path: str = "/metrics", required: bool = False, every_s: float = EVERY_S) -> Observer:
     """An observer of a run (see `run.Observer`): a Scrape before its first request, every few seconds, and at its end.
 
-    The last one is taken when two readings, a tenth of a second apart, agree: servers count an answer a little after
-    its last byte. A server without such a page leaves no trace, unless it is `required`: then ServingError.
-    Nothing is read through a proxy.
+    The first and the last are taken when two readings, a tenth of a second apart, agree: servers count an answer a
+    little after its last byte. A server without such a page leaves no trace, unless it is `required`: then
+    ServingError. Nothing is read through a proxy.
     """
 
     @asynccontextmanager
     async def observe(append: Callable[[Line], None]) -> AsyncIterator[None]:
         first = await read(target, path)
+        first = first and await _settled(target, path)
         if first is None:
             if required:
                 raise ServingError(f"--metrics-url {target.url}: no Prometheus metrics are there")

@@ -65,14 +65,15 @@ def values(lines: list[Line]) -> list[float]:
 
 
 def test_the_server_is_read_before_and_after_and_in_between() -> None:
-    found = values(observed([finished(1), finished(2), finished(3)], for_s=0.4))
+    found = values(observed([finished(1), finished(1), finished(1), finished(2), finished(3)], for_s=0.4))
     assert found[0] == 1
     assert found[-1] == 3
     assert len(found) > 3
 
 
 def test_the_last_reading_is_one_that_does_not_change_any_more() -> None:
-    assert values(observed([finished(1), finished(5), finished(6), finished(9), finished(9)])) == [1, 9]
+    answers = [finished(number) for number in (1, 1, 1, 5, 6, 9, 9)]
+    assert values(observed(answers)) == [1, 9]
 
 
 def test_a_server_without_counters_leaves_no_trace_unless_they_were_asked_for() -> None:
@@ -83,4 +84,4 @@ def test_a_server_without_counters_leaves_no_trace_unless_they_were_asked_for() 
 
 
 def test_a_server_that_stops_to_answer_the_page_does_not_disturb_the_run() -> None:
-    assert values(observed([finished(1), page(b"gone", b"500 No")])) == [1]
+    assert values(observed([finished(1), finished(1), finished(1), page(b"gone", b"500 No")])) == [1]
