@@ -9,8 +9,9 @@ batches z, has the least squared standard error
 
 White, "An effective truncation heuristic for bias reduction in simulation output", Simulation 69(6), 1997; five
 heuristics compared in White, Cobb and Spratt, Winter Simulation Conference 2000. It has no threshold to choose, unlike
-the longest stretch above a share of the peak, which at a light load is the peak of chance. As its authors say, a cut in
-the second half of the data means that no steady part was found: a queue that grows throughout has none.
+the longest stretch above a share of the peak, which at a light load is the peak of chance. A cut is looked for in the
+first half of the data, as its authors advise, since few batches are even by chance; one at the end of that half means
+that no steady part was found: a queue that grows throughout has none.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def steady(traces: Sequence[Trace], start_ns: int) -> Steady:
         return Steady(window=None, reason="all requests were sent at once")
     batches = in_flight(traces, start_ns, load, num_batches * _BATCH).reshape(num_batches, _BATCH).mean(axis=1)
     start, end = cut(batches), cut(batches[::-1])
-    if start + end > num_batches // 2:
+    if max(start, end) == num_batches // 2 or num_batches - start - end < num_batches / 3:
         return Steady(window=None, reason="the number of requests in flight did not settle within half of the load")
     width_s = (load.to_s - load.from_s) / num_batches
     first_s = 0.0 if start == 0 else load.from_s + start * width_s
@@ -55,7 +56,7 @@ def steady(traces: Sequence[Trace], start_ns: int) -> Steady:
 
 
 def cut(batches: Floats) -> int:
-    """How many batches at the start are to be left out by MSER."""
+    """How many batches at the start are to be left out by MSER, half of them at most."""
     n = len(batches)
-    errors = [float(np.square(batches[d:] - batches[d:].mean()).sum()) / (n - d) ** 2 for d in range(n - _BATCH)]
-    return int(np.argmin(errors)) if errors else 0
+    errors = [float(np.square(batches[d:] - batches[d:].mean()).sum()) / (n - d) ** 2 for d in range(n // 2 + 1)]
+    return int(np.argmin(errors))

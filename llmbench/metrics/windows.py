@@ -43,10 +43,10 @@ def window(from_s: float | None, to_s: float | None, whole: Window) -> Window:
         from_s=whole.from_s if from_s is None else from_s,
         to_s=whole.to_s if to_s is None else to_s,
     )
-    if not chosen.from_s < chosen.to_s:
-        raise InputError(f"--from {chosen.from_s:g} --to {chosen.to_s:g}: the window ends before it begins")
     if chosen.from_s >= whole.to_s or chosen.to_s <= whole.from_s:
         raise InputError(f"--from {chosen.from_s:g} --to {chosen.to_s:g}: the run is from {whole}")
+    if not chosen.from_s < chosen.to_s:
+        raise InputError(f"--from {chosen.from_s:g} --to {chosen.to_s:g}: the window ends before it begins")
     return chosen
 
 

@@ -60,7 +60,13 @@ def plain(text: str) -> str:
 
 def _declared(metrics: Iterable[Metric[Any, Any]]) -> str:
     rows = [
-        (f"`{metric.name}`", metric.label, metric.unit, metric.better, " ".join(metric.formula.split()))
+        (
+            f"`{metric.name}`",
+            metric.label,
+            metric.unit,
+            metric.better,
+            " ".join(metric.formula.split()).replace("|", "\\|"),
+        )
         for metric in metrics
     ]
     return table(("name", "shown as", "unit", "better", "definition"), rows)
