@@ -86,9 +86,10 @@ class Work:
         n = len(block)
         z, y = room.base[:n], room.new[:n]
         base, new = self._sides
-        equal = None
+        known = None
         if isinstance(base, StoreSide) and isinstance(new, StoreSide):
             equal = base.store.read_pair(new.store, theirs, ours, z, y, room.bits)
+            known = measure.Known(base.statistics(theirs), new.statistics(ours), equal)
         else:
             problems = [(base, theirs, p) for p in base.read(theirs, z, room.bits[0])]
             problems += [(new, ours, p) for p in new.read(ours, y, room.bits[1])]
@@ -102,8 +103,8 @@ class Work:
                     message=problem.message,
                 )
                 self.findings.setdefault(int(block[problem.at]), []).append(finding)
-        measure.measure(z, y, tokens, room, out, equal)
-        if self._ulp:
+        measure.measure(z, y, tokens, room, out, known)
+        if self._ulp and not out["equal"].all():
             out["ulp"] = measure.units(z, y, self._dtype).max(axis=1)
 
     def _known_id(self, theirs: Int64, ours: Int64, at: int) -> str | None:

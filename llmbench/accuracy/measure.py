@@ -7,6 +7,7 @@ float64. Formulas: accuracy-methods, section 2.
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +50,18 @@ FIGURES = np.dtype(
 )
 
 _SMALL = 0.1  # below it, exp(u) - 1 - u is taken from its series
-_SERIES_ERROR = 1e-6  # of the next term, relative to the first
+_SERIES_ERROR = 1e-4  # of the first term that is left out, relative to the first of all
 _LARGE = 60.0  # above it, exp(d) in float32 comes near its end
+
+
+class Known(NamedTuple):
+    """What the captures say about the rows, so that it need not be found again: `base` and `new` digest.STATISTICS [n],
+    `equal` bool [n] which rows are bit by bit.
+    """
+
+    base: Figures
+    new: Figures
+    equal: Bools
 
 
 class Scratch:
@@ -69,18 +80,20 @@ class Scratch:
 
 
 def measure(
-    base: Float32, new: Float32, tokens: Int64, room: Scratch, out: Figures, equal: Bools | None = None
+    base: Float32, new: Float32, tokens: Int64, room: Scratch, out: Figures, known: Known | None = None
 ) -> None:
     """Fill `out` FIGURES [n] for rows z and y, float32 [n, V]; `tokens` [n] are what the base chose, -1 its largest.
 
-    `base` and `new` are left as they are. `equal` says which rows are bit by bit, where that is known already.
+    `base` and `new` are left as they are.
     """
-    if equal is None:
+    if known is None:
         equal = np.equal(base.view(np.uint32), new.view(np.uint32), out=room.flags[: len(base)]).all(axis=1)
+    else:
+        equal = known.equal
     if equal.all():
         equal_rows(base, out)
         return
-    _measure(base, new, tokens, room, out)
+    _measure(base, new, tokens, room, out, known)
     out["equal"], out["ulp"], out["whole"] = equal, -1, True
     for i in np.flatnonzero(~out["finite"]).tolist():
         _not_finite(base[i], new[i], out[i : i + 1])
@@ -104,39 +117,47 @@ def equal_rows(rows: Float32, out: Figures) -> None:
             _not_finite(rows[i], rows[i], out[i : i + 1])
 
 
-def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures) -> None:
+def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures, known: Known | None) -> None:
     n, vocab_size = z.shape
     rows = np.arange(n)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         d = np.subtract(y, z, out=room.delta[:n])
-        _largest(z, y, d, out)
-        zz, zd, dd = _sum_of_products(z, z), _sum_of_products(z, d), _sum_of_products(d, d)
-        out["finite"] = np.isfinite(zz) & np.isfinite(dd)
-        out["rms"] = np.sqrt(dd / vocab_size)
-        out["rel_rms"] = np.sqrt(dd / (zz - _sum(z) ** 2 / vocab_size))
-        out["one_minus_cos"] = one_minus_cos(zz, zd, dd)
+        if known is None:
+            out["base_top"], out["new_top"] = z.argmax(axis=1), y.argmax(axis=1)
+        else:
+            out["base_top"], out["new_top"] = known.base["top_id"], known.new["top_id"]
+        up, down = _largest(z, y, d, out)
         top = out["base_top"].astype(np.int64)
         peak = z[rows, top]
         w = np.subtract(z, peak[:, None], out=room.weight[:n])
-        w[rows, top] = -np.inf
-        out["margin"] = -w.max(axis=1)
-        w[rows, top] = 0.0
+        if known is None:
+            zz, mean = _sum_of_products(z, z), _sum(z) / vocab_size
+            w[rows, top] = -np.inf
+            out["margin"] = -w.max(axis=1)
+            w[rows, top] = 0.0
+        else:
+            mean = known.base["mean"]
+            zz = (known.base["variance"] + mean**2) * vocab_size
+            out["margin"] = known.base["top"] - known.base["second"]
         np.exp(w, out=w)
+        sum_w = _sum(w) if known is None else np.exp(known.base["lse"] - peak)
+        zd, dd = _sum_of_products(z, d), _sum_of_products(d, d)
+        out["finite"] = np.isfinite(zz) & np.isfinite(dd)
+        out["rms"] = np.sqrt(dd / vocab_size)
+        out["rel_rms"] = np.sqrt(dd / (zz - mean**2 * vocab_size))
+        out["one_minus_cos"] = one_minus_cos(zz, zd, dd)
         chosen = np.where(tokens < 0, top, tokens)
         chosen_z, chosen_d = z[rows, chosen].astype(np.float64), d[rows, chosen].astype(np.float64)
-        sum_w = _sum(w)
-        delta_lse = _divergence(w, sum_w, d, d[rows, top], out)
-        log_p = chosen_z - peak.astype(np.float64) - np.log(sum_w)
-        out["p"] = np.exp(log_p)
+        delta_lse = _divergence(w, sum_w, d, d[rows, top], up, down, out)
+        out["p"] = np.exp(chosen_z - peak.astype(np.float64) - np.log(sum_w))
         out["delta_nll"] = delta_lse - chosen_d
         out["delta_p"] = out["p"] * np.expm1(-out["delta_nll"])
     out["kld_most"] = out["kld"]
 
 
-def _largest(z: Float32, y: Float32, d: Float32, out: Figures) -> None:
-    """The largest logits and the largest differences, and the contest's rule."""
+def _largest(z: Float32, y: Float32, d: Float32, out: Figures) -> tuple[Float32, Float32]:
+    """The largest differences, and the contest's rule; gives max d and -min d, float32 [n]."""
     rows = np.arange(len(z))
-    out["base_top"], out["new_top"] = z.argmax(axis=1), y.argmax(axis=1)
     highest, lowest = d.argmax(axis=1), d.argmin(axis=1)
     up, down = d[rows, highest], -d[rows, lowest]
     at = np.where(up >= down, highest, lowest)
@@ -148,6 +169,7 @@ def _largest(z: Float32, y: Float32, d: Float32, out: Figures) -> None:
     for i in np.flatnonzero(~out["close"] & (difference <= allowed)).tolist():
         exact = np.abs(y[i].astype(np.float64) - z[i])  # the largest difference is allowed; is every other one?
         out["close"][i] = bool((exact <= ATOL + RTOL * np.abs(z[i].astype(np.float64))).all())
+    return up, down
 
 
 def tolerated(figures: Figures) -> tuple[Float64, Float64]:
@@ -168,7 +190,9 @@ def one_minus_cos(zz: Float64, zd: Float64, dd: Float64) -> Float64:
     return np.where(dd == 0, 0.0, found)
 
 
-def _divergence(w: Float32, sum_w: Float64, d: Float32, shift: Float32, out: Figures) -> Float64:
+def _divergence(
+    w: Float32, sum_w: Float64, d: Float32, shift: Float32, up: Float32, down: Float32, out: Figures
+) -> Float64:
     """KL(p || q) into `out`; gives lse(y) - lse(z), float64 [n]. `d` is given up for it, and where d is small, `w`.
 
     With u = d - c for any c: KL = log(1 + b + a) - b, where b = sum p u and a = sum p (exp u - 1 - u). c is d at the
@@ -176,15 +200,19 @@ def _divergence(w: Float32, sum_w: Float64, d: Float32, shift: Float32, out: Fig
     of exp(u) in float32 too little would be left.
     """
     u = np.subtract(d, shift[:, None], out=d)
-    span = np.maximum(u.max(axis=1), -u.min(axis=1))
+    span = np.maximum(up - shift, down + shift)  # the largest |u|: up and down are max d and -min d
     b = _sum_of_products(w, u) / sum_w
     a = np.empty(len(w))
     small, large = span <= _SMALL, ~(span <= _LARGE)
-    for which, series in ((small, _by_series), (~small & ~large, _by_exponential)):
-        if which.all():
-            a = series(w, u) / sum_w - (0 if series is _by_series else 1 + b)
-        elif which.any():
-            a[which] = series(w[which], u[which]) / sum_w[which] - (0 if series is _by_series else 1 + b[which])
+    if small.all():
+        a = _by_series(w, u, float(span.max())) / sum_w
+    elif small.any():
+        a[small] = _by_series(w[small], u[small], float(span[small].max())) / sum_w[small]
+    middle = ~small & ~large
+    if middle.all():
+        a = _sum_of_products(w, np.exp(u, out=u)) / sum_w - 1 - b
+    elif middle.any():
+        a[middle] = _sum_of_products(w[middle], np.exp(u[middle])) / sum_w[middle] - 1 - b[middle]
     for i in np.flatnonzero(large).tolist():
         a[i] = float((w[i] * np.exp(np.minimum(u[i].astype(np.float64), 700.0))).sum()) / sum_w[i] - 1 - b[i]
     grown = np.log1p(np.maximum(a + b, -1 + 1e-300))
@@ -193,9 +221,8 @@ def _divergence(w: Float32, sum_w: Float64, d: Float32, shift: Float32, out: Fig
     return delta_lse
 
 
-def _by_series(w: Float32, u: Float32) -> Float64:
-    """sum w (exp u - 1 - u) by as many terms u^k / k! as |u| wants, two at least; `w` is given up for it."""
-    largest = max(float(u.max()), -float(u.min()))
+def _by_series(w: Float32, u: Float32, largest: float) -> Float64:
+    """sum w (exp u - 1 - u) by as many terms u^k / k! as the largest |u| wants; `w` is given up for it."""
     total = np.zeros(len(w))
     k, error = 1, 1.0
     while k < 3 or error > _SERIES_ERROR:
@@ -204,11 +231,6 @@ def _by_series(w: Float32, u: Float32) -> Float64:
         total += _sum_of_products(w, u) / math.factorial(k)
         error = 2 * largest ** (k - 1) / math.factorial(k + 1)
     return total
-
-
-def _by_exponential(w: Float32, u: Float32) -> Float64:
-    """sum w exp(u); `u` is given up for it."""
-    return _sum_of_products(w, np.exp(u, out=u))
 
 
 def _not_finite(z: Float32, y: Float32, out: Figures) -> None:
