@@ -108,7 +108,7 @@ def _llmbench(job: Job) -> list[str]:
     return [
         *(sys.executable, "-m", "llmbench", "perf", "--url", job.url, "--dialect", "openai_completions"),
         *("--dataset", str(job.folder / "prompts.json"), "--max-new-tokens", str(load.tokens), "-n", str(load.number)),
-        *("--results", str(job.folder), "--quiet", *arrivals),
+        *("--results", str(job.folder), "--quiet", "--no-preflight", *arrivals),
     ]
 
 
@@ -190,12 +190,10 @@ def _evalscope(job: Job) -> list[str]:
 
 
 def _evalscope_reported(job: Job) -> Reported:
-    summary = _found(job.folder / "outputs", "benchmark_summary.json")
-    high = next(row for row in _found(job.folder / "outputs", "benchmark_percentile.json") if "99" in str(row))
-    mean = next(value for name, value in summary.items() if "TTFT" in name or "time to first" in name.lower())
-    first = next(value for name, value in high.items() if "TTFT" in name)
-    gaps = next((value for name, value in high.items() if "ITL" in name), None)
-    return Reported(mean, first, gaps)
+    mean = _found(job.folder / "outputs", "benchmark_summary.json")["Avg TTFT (ms)"]
+    rows = _found(job.folder / "outputs", "benchmark_percentile.json")
+    high = next(row for row in rows if row["Percentiles"] == "99%")
+    return Reported(_milli(mean), _milli(high["TTFT (ms)"]), _milli(high["ITL (ms)"]))
 
 
 def _vllm(job: Job) -> list[str]:
