@@ -70,6 +70,7 @@ def view(results: Results, part: windows.Window | None = None, steadily: bool = 
         whole=None if part is None else results.numbers,
         checks=results.checks,
         traces=_records(results, part),
+        around=() if part is None else trail.records,
         start_ns=start_ns,
         load=_load(plan),
         target=f"{trail.header.dialect} at {trail.header.url}",

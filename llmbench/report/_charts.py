@@ -40,7 +40,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     """One drawing in a plot: its kind, its colour by name, and its points in the units of the axes."""
 
     kind: str
-    """dots, line, steps, bars, or lost: marks at the upper edge."""
+    """dots, line, steps, bars; lost: marks at the upper edge; seam: lines across."""
     colour: str
     name: str
     x: Floats
@@ -118,7 +118,9 @@ def _drawn(layer: Layer, x: Scale, y: Scale) -> str:
         return ""
     across = x.place(layer.x, WIDTH)
     up = np.clip(HEIGHT - y.place(layer.y, HEIGHT), -1, HEIGHT + 1) if len(layer.y) else layer.y
-    path = {"dots": _dots, "lost": _lost, "line": _line, "steps": _steps, "bars": _bars}[layer.kind](across, up)
+    path = {"dots": _dots, "lost": _lost, "line": _line, "steps": _steps, "bars": _bars, "seam": _seam}[layer.kind](
+        across, up
+    )
     return f'<path class="{layer.kind} {layer.colour}" d="{path}"/>'
 
 
@@ -130,6 +132,10 @@ def _dots(across: Floats, up: Floats) -> str:
 def _lost(across: Floats, up: Floats) -> str:
     """A short stroke at the upper edge for each."""
     return "".join(f"M{x:g} 0v12" for x in dict.fromkeys(across.round(2).tolist()))
+
+
+def _seam(across: Floats, up: Floats) -> str:
+    return "".join(f"M{x:g} 0V{HEIGHT}" for x in across.round(2).tolist())
 
 
 def _line(across: Floats, up: Floats) -> str:

@@ -43,10 +43,11 @@ def over_time(view: View, span: Window) -> Figures:
         _latencies(found, view, x, metric.name, metric.label, colour, due)
     edges, coarse = _edges(span, _BINS), _edges(span, _COARSE_BINS)
     around = Window(from_s=float(edges[0]), to_s=float(edges[-1]))
-    flying = in_flight(view.traces, view.start_ns, around, len(edges) - 1)
+    everything = view.around or view.traces
+    flying = in_flight(everything, view.start_ns, around, len(edges) - 1)
     _bands(found, "in-flight", "Requests in flight", x, edges, [("in flight", "a", flying)])
-    _bands(found, "rate", "Requests per second", x, coarse, _rates(view, coarse))
-    tokens = _tokens(view, edges) / (edges[1] - edges[0])
+    _bands(found, "rate", "Requests per second", x, coarse, _rates(view, everything, coarse))
+    tokens = _tokens(view, everything, edges) / (edges[1] - edges[0])
     _bands(found, "tokens", "Output tokens per second", x, edges, [("tokens/s", "c", tokens)])
     return found
 
@@ -114,6 +115,7 @@ def _latencies(found: Figures, view: View, x: Scale, name: str, label: str, colo
     layers = [
         Layer(kind="dots", colour=colour, name=label, x=points[:, 0], y=points[:, 1]),
         Layer(kind="lost", colour="bad", name="no answer", x=lost, y=lost),
+        Layer(kind="seam", colour="e", name="resumed", x=np.array(view.seams_s), y=np.zeros(len(view.seams_s))),
     ]
     y = scale(points[:, 1])
     title = f"{label} by the instant at which the request was due, {unit}" if kept else "Requests without an answer"
@@ -142,12 +144,12 @@ def _bands(
     found.add(name, figure(name, title, x, y, layers, note=f"bins of {words.time(float(edges[1] - edges[0]))}"), tips)
 
 
-def _rates(view: View, edges: Floats) -> list[tuple[str, str, Floats]]:
+def _rates(view: View, traces: Sequence[Trace], edges: Floats) -> list[tuple[str, str, Floats]]:
     """Requests that were due, sent, and answered in each bin, per second."""
     instants = (
-        ("due", "d", [trace.due_ns for trace in view.traces]),
-        ("sent", "a", [trace.sent_ns for trace in view.traces]),
-        ("answered", "c", [trace.done_ns for trace in view.traces if trace.status == "answered"]),
+        ("due", "d", [trace.due_ns for trace in traces]),
+        ("sent", "a", [trace.sent_ns for trace in traces]),
+        ("answered", "c", [trace.done_ns for trace in traces if trace.status == "answered"]),
     )
     return [(name, colour, _counted(view, at_ns, edges) / (edges[1] - edges[0])) for name, colour, at_ns in instants]
 
@@ -158,9 +160,9 @@ def _counted(view: View, at_ns: Iterable[int | None], edges: Floats) -> Floats:
     return counts
 
 
-def _tokens(view: View, edges: Floats) -> Floats:
+def _tokens(view: View, traces: Sequence[Trace], edges: Floats) -> Floats:
     """Tokens that arrived in each bin; an answer in one piece brings all of them when it is done."""
-    answered = [trace for trace in view.traces if trace.status == "answered"]
+    answered = [trace for trace in traces if trace.status == "answered"]
     stamps = np.array([stamp for trace in answered for stamp in trace.stamps_ns], dtype=np.int64)
     numbers = np.array([number for trace in answered for number in trace.tokens], dtype=np.float64)
     whole = [(trace.done_ns, trace.num_tokens) for trace in answered if not trace.stamps_ns and trace.done_ns]

@@ -82,7 +82,7 @@ def _head(view: View) -> str:
     if view.window is not None:
         facts.append(("window", f"only requests due from {view.window}"))
     if view.instrument:
-        facts.append(("accuracy", view.instrument))
+        facts.append(("instrument", view.instrument.removeprefix("instrument ")))
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts if value)
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in words.notes(view))
     return (

@@ -20,7 +20,7 @@ def page(view: View) -> str:
     about = [("plan", view.plan_sha256[:16]), ("load", view.load), ("target", view.target)]
     if view.window is not None:
         about.append(("part", f"requests due from {view.window}; verdict and checks are of the whole run"))
-    about += [("accuracy", view.instrument)]
+    about += [("instrument", view.instrument.removeprefix("instrument "))]
     parts.append("\n".join(f"* {name}: {plain(value)}" for name, value in about if value))
     wrong = [_check(check) for check in view.checks if check.verdict in ("failed", "inconclusive")]
     if wrong:

@@ -47,6 +47,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     not_judged: str = ""
     """Why there is no verdict; empty when there is one."""
     traces: Sequence[Trace] = ()
+    around: Sequence[Trace] = ()
+    """All requests of the run, when only a part of them is shown: the server was busy with them too."""
     start_ns: int = 0
     load: str = ""
     """What was sent, in one line."""

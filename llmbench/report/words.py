@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from llmbench.metrics.summary import Summary
+from llmbench.metrics.summary import Distribution, Summary
 from llmbench.report.view import View
 
 _UNITS = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
@@ -86,10 +86,9 @@ def sentence(view: View) -> str:
         parts = [f"From {view.window} {_short(view.traffic.answers_per_s)} answers/s; of the requests due then"]
     first, whole = numbers.requests["ttft"], numbers.requests["e2el"]
     if first.num > first.num_infinite:
-        parts.append(f"half of the users saw their first token {_within(first.p50)}, 99 % {_within(first.p99)}")
-        parts.append(f"half had the whole answer {_within(whole.p50)}, 99 % {_within(whole.p99)}")
+        parts += [_share(first, "half of the users saw their first token"), _share(whole, "half had the whole answer")]
     elif whole.num:
-        parts.append(f"half of the users had their answer {_within(whole.p50)}, 99 % {_within(whole.p99)}")
+        parts.append(_share(whole, "half of the users had their answer"))
     return "; ".join(parts).replace("then; ", "then ") + "."
 
 
@@ -98,16 +97,23 @@ def _told(numbers: Summary) -> str:
     first, whole = numbers.requests["ttft_from_sent"], numbers.requests["service_time"]
     parts = [f"{numbers.num_answered} answers"]
     if first.num:
-        parts.append(f"half of them began {_within(first.p50)} of being sent, 99 % {_within(first.p99)}")
+        parts.append(_share(first, "from being sent, half began"))
     if whole.num:
-        parts.append(f"half ended {_within(whole.p50)}, 99 % {_within(whole.p99)}")
+        parts.append(_share(whole, "half ended"))
     return "; ".join(parts) + "."
 
 
-def _within(value_s: float | None) -> str:
+def _share(spread: Distribution, what: str) -> str:
+    """`half of the users saw their first token within 3.9 ms, 99 % within 12 ms`."""
+    return f"{_within(what, spread.p50)}, {_within('99 %', spread.p99)}"
+
+
+def _within(what: str, value_s: float | None) -> str:
     if value_s is None:
-        return "at a time that is not told"
-    return f"within {time(value_s)}" if math.isfinite(value_s) else "not at all"
+        return f"{what} at a time that is not told"
+    if math.isinf(value_s):
+        return "more than 1 % not at all" if what == "99 %" else f"{what} not at all"
+    return f"{what} within {time(value_s)}"
 
 
 def _short(value: float) -> str:

@@ -151,7 +151,7 @@ def test_a_file_of_another_tool_is_shown_and_not_judged(tmp_path: Path) -> None:
     done = report(path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("not judged: ")
-    assert "9 answers; half of them began within 500 ms of being sent" in done.stdout
+    assert "9 answers; from being sent, half began within 500 ms" in done.stdout
     assert path.read_text() == json.dumps(rows)
     assert report(path, "-o", tmp_path / "out").returncode == 0
     assert {found.name for found in (tmp_path / "out").iterdir()} == {"summary.json", "report.md", "report.html"}
