@@ -178,6 +178,7 @@ class OpenAiReader:
         self._begun = False
         self._running = False  # usage comes with every chunk
         self._num_tokens = 0
+        self._reasoning = False
         self._reason: FinishReason | None = None
         self._totals = Delta()
 
@@ -191,6 +192,11 @@ class OpenAiReader:
         pieces = [] if choice is None else self._piece(choice, usage)
         last = self._whole or not choices
         return [*pieces, *(self.end(done=False) if last else ())]
+
+    def again(self, text: str) -> Delta:
+        """What `read` gives for an event that is the last one but for its text, whose token was assumed."""
+        self._num_tokens += 1
+        return Delta(text=text, num_tokens=1, assumed=True, reasoning=self._reasoning)
 
     def end(self, done: bool) -> Iterable[Delta]:
         """The last piece. A server that ended with `[DONE]` and gave no reason has said at least that it is done."""
@@ -226,7 +232,7 @@ class OpenAiReader:
         self._num_tokens += num_tokens
         if not text and not num_tokens:
             return []
-        reasoning = self._reasons(choice)
+        self._reasoning = reasoning = self._reasons(choice)
         return [
             Delta(
                 text=text,

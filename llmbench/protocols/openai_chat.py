@@ -95,7 +95,7 @@ class OpenAiChat:
         reader = OpenAiReader(
             request, whole=not stream, text_of=_text, scores_of=_scores, reasons=_reasons, logprobs_of=_logprobs
         )
-        return JsonDecoder(Events() if stream else Whole(), reader)
+        return JsonDecoder(Events() if stream else Whole(), reader, reader.again if stream else None)
 
     def wants(self, path: str, body: bytes) -> bool:
         """This path is OpenAI's alone."""

@@ -65,7 +65,7 @@ class OpenAiCompletions:
         """Reads streams and whole answers."""
         stream = is_stream(request, headers)
         reader = OpenAiReader(request, whole=not stream, text_of=_text, scores_of=_scores, logprobs_of=_logprobs)
-        return JsonDecoder(Events() if stream else Whole(), reader)
+        return JsonDecoder(Events() if stream else Whole(), reader, reader.again if stream else None)
 
     def wants(self, path: str, body: bytes) -> bool:
         """This path is OpenAI's alone."""

@@ -1,12 +1,17 @@
 """Framing: server-sent events, payloads with a separator, whole bodies, and the decoder over them."""
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llmbench.protocols._sse import Events, Frames, JsonDecoder, Separated, Whole, event, said_error
-from llmbench.types import Delta
+from llmbench import protocols
+from llmbench.protocols import Decoder
+from llmbench.protocols._sse import DONE, Events, Frames, JsonDecoder, Separated, Whole, event, said_error
+from llmbench.types import Delta, Request
 
 
 def payloads(frames: Frames, *parts: bytes) -> list[bytes]:
@@ -122,3 +127,56 @@ def test_an_event_is_one_line_whatever_splits_it() -> None:
     written = event({"word": text})
     assert len(written.decode().splitlines()) == 2  # the event, and the empty line behind it
     assert words(written)[0].text == text
+
+
+def choice_event(text: str, **more: object) -> bytes:
+    fields = {"index": 0, "text": text, "logprobs": None, "finish_reason": None} | more
+    return b"data: " + json.dumps({"id": "x", "object": "e", "choices": [fields]}).encode() + b"\n\n"
+
+
+# texts of one event; those that are not plain, or that stand elsewhere in the event too, among them
+TEXTS = ["a", "text", " the", "", 'say "hi"', "\\", "\\u0041", "déjà", "\x85", "\x00", "index", '", "x": "', "👍", " "]
+
+
+def completions() -> Decoder:
+    return protocols.get("openai_completions").decoder(Request(prompt="x"), {"content-type": "text/event-stream"})
+
+
+@given(st.lists(st.sampled_from(TEXTS) | st.text(max_size=8).filter(lambda text: text.isascii()), max_size=12))
+def test_an_event_that_repeats_the_one_before_is_read_as_if_it_were_the_first(texts: list[str]) -> None:
+    decoder = completions()
+    stream = [choice_event(text) for text in texts] + [choice_event("end", finish_reason="stop"), DONE]
+    found = [delta for event in stream for delta in decoder.feed(event)]
+    whole = [text for text in texts if text] + ["end", ""]
+    assert [delta.text for delta in found] == whole
+    assert [delta.num_tokens for delta in found] == [1] * (len(whole) - 1) + [0]
+    assert found[-1].finish_reason == "stop"
+
+
+def test_a_server_that_escapes_its_text_is_read_as_it_means_it() -> None:
+    decoder = completions()
+    escaped = [choice_event("ab"), choice_event("@").replace(b"@", b"\\u0041"), choice_event("cd"), choice_event("")]
+    assert [delta.text for event in escaped for delta in decoder.feed(event)] == ["ab", "A", "cd"]
+
+
+@pytest.mark.parametrize("broken", [b"\xff", b'a"b', b"a\x01b", b"\\"])
+def test_an_event_that_is_like_the_one_before_but_broken_is_an_error(broken: bytes) -> None:
+    decoder = completions()
+    assert [delta.text for delta in decoder.feed(choice_event("ab"))] == ["ab"]
+    found = decoder.feed(choice_event("@@").replace(b"@@", broken))
+    assert [delta.finish_reason for delta in found] == ["error"]
+
+
+def test_a_repeated_piece_of_reasoning_stays_reasoning() -> None:
+    decoder = protocols.get("openai_chat").decoder(Request(prompt="x"), {"content-type": "text/event-stream"})
+    stream = [
+        b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}).encode() + b"\n\n"
+        for delta in ({"reasoning_content": "so"}, {"reasoning_content": "far"}, {"content": "yes"}, {"content": "no"})
+    ]
+    found = [delta for event in stream for delta in decoder.feed(event)]
+    assert [(delta.text, delta.reasoning) for delta in found] == [
+        ("so", True),
+        ("far", True),
+        ("yes", False),
+        ("no", False),
+    ]
