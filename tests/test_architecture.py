@@ -40,6 +40,8 @@ GROUND_LIBRARIES = {"numpy", "msgspec", "yaml", "sentencepiece"}
 ONLY_IN: dict[str, set[str]] = {
     "rich": {"report", "cli"},
     "pandas": {"report", "cli"},
+    "openpyxl": {"report"},
+    "pyarrow": {"report"},
     "matplotlib": {"report", "cli"},
     "mindspore": {"engines", "weights.files"},
     "mindformers": {"engines", "weights.files"},
@@ -48,7 +50,7 @@ ONLY_IN: dict[str, set[str]] = {
     "click": set(),  # typer brings its own
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "enums", "misc"}
-HEAVY = {"pandas", "aiohttp", "scipy", "numpy", "sentencepiece", "mindspore", "torch", "matplotlib", "psutil"}
+HEAVY = {"pandas", "openpyxl", "pyarrow", "aiohttp", "scipy", "numpy", "sentencepiece", "mindspore", "torch", "matplotlib", "psutil"}
 
 
 class Import(NamedTuple):

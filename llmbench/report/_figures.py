@@ -254,7 +254,7 @@ def _edges(span: Window, most: int) -> Floats:
     """Bins of a round width, at most so many and one, from the start of a span to its end or just beyond it."""
     width_s = nice((span.to_s - span.from_s) / most)
     number = math.ceil((span.to_s - span.from_s) / width_s)
-    edges: Floats = span.from_s + width_s * np.arange(number + 1)
+    edges: Floats = span.from_s + width_s * np.arange(number + 1, dtype=np.float64)
     return edges
 
 
