@@ -95,6 +95,7 @@ def _capture(folder: Path, load: Load, stack: Stack, every: int, journal: Path) 
         # a model that brings a tokenizer keeps its own
         "--tokenizer": stack.tokenizer and stack.tokenizer.absolute(),
         "--capture": folder.absolute(),
+        "--capture-tier": "contest",
         "--capture-every": every,
     }
     with launched([*flags(given), *([str(stack.config)] if stack.config else [])]) as server:

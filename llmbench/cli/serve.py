@@ -24,8 +24,15 @@ def serve(
     drop_last_token: bool | None = typer.Option(
         None, help="Contest answers lack the text of their last token, as in the original (default), or are complete."
     ),
-    capture: str | None = typer.Option(None, help="Folder to write logit rows into, as contest .npy files."),
-    capture_every: int | None = typer.Option(None, help="Write the rows whose index divides by this. Default 100."),
+    capture: str | None = typer.Option(None, help="Folder to write logit rows into, for `llmbench acc compare`."),
+    capture_tier: str | None = typer.Option(
+        None, help="How much of a row: fp, topk (default), full16, full32, or contest: the contest's .npy files."
+    ),
+    capture_every: int | None = typer.Option(
+        None, help="Write the rows whose index divides by this. Default 1; of contest files, 100."
+    ),
+    capture_rate: float | None = typer.Option(None, help="Write this share of the rows, from 0 to 1. Default 1."),
+    capture_seed: str | None = typer.Option(None, help="Decides which rows a share takes."),
     stub: str | None = typer.Option(
         None, help="Replace a part by one that does nothing: model, agent, link, http. See `llmbench layers`."
     ),
@@ -57,7 +64,7 @@ def serve(
         stub=stub,
         step_time_s=step_time,
         dialects=_given(contest=_given(data_shape=data_shape, drop_last_token=drop_last_token)),
-        capture=_given(folder=capture, every=capture_every),
+        capture=_given(folder=capture, tier=capture_tier, every=capture_every, rate=capture_rate, seed=capture_seed),
     )
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)

@@ -16,10 +16,11 @@ import msgspec
 import numpy as np
 
 from llmbench import clock, engines
-from llmbench.engines import Batch, Engine, StepResult
+from llmbench.engines import Engine
 from llmbench.errors import AgentDied, LlmbenchError
 from llmbench.link import binding, extras, frames
 from llmbench.link.arena import Arena, Dimensions, StepArrays
+from llmbench.link.capture import Recorder, open_recorder
 from llmbench.link.collective import Collective
 from llmbench.logits import contest
 from llmbench.weights.model import open_model
@@ -29,45 +30,8 @@ HOLLOW_TOKEN_ID = 300  # behind the bytes that a sentencepiece vocabulary begins
 _log = logging.getLogger(__name__)
 
 
-class Recorder:
-    """Writes the rows that are to be captured; knows which sequence sits in which slot."""
-
-    def __init__(self, writer: contest.Writer) -> None:
-        self._writer = writer
-        self._in_slot: dict[int, frames.Admitted] = {}
-
-    def admit(self, admitted: list[frames.Admitted]) -> None:
-        self._in_slot.update((sequence.slot, sequence) for sequence in admitted)
-
-    def wants(self, batch: Batch) -> bool:
-        """Whether any row of this step is to be captured."""
-        return bool(np.any(batch.wants_token & ((batch.context_lens - 1) % self._writer.every == 0)))
-
-    def record(self, batch: Batch, slots: list[int], result: StepResult) -> None:
-        """Write the rows of this step that are due."""
-        assert result.logits is not None, "the engine was asked for logits"
-        for row, i in zip(result.logits, np.flatnonzero(batch.wants_token).tolist(), strict=True):
-            index = int(batch.context_lens[i]) - 1
-            if not self._writer.wants(index):
-                continue
-            sequence = self._in_slot[slots[i]]
-            self._writer.write(
-                row,
-                head=sequence.head,
-                arrival_s=sequence.arrival_s,
-                request_id=sequence.request_id,
-                index=index,
-                prefill=index == sequence.prompt_len - 1,
-                token_id=int(result.token_ids[i]),
-                batch_size=len(slots),
-            )
-
-    def close(self) -> None:
-        self._writer.close()
-
-
 def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Recorder | None) -> frames.Done:
-    """One step from the arena and back into it."""
+    """One step from the arena and back into it; the recorder keeps what it is to write until `flush`."""
     agent_start_ns = clock.now_ns()
     batch = arrays.batch(step.num_sequences, step.num_tokens)
     if step.extras:
@@ -75,7 +39,7 @@ def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Re
     capture = False
     if recorder is not None:
         recorder.admit(step.admitted)
-        capture = recorder.wants(batch)
+        capture = recorder.wants(batch, arrays.slots[: step.num_sequences])
     if capture and not batch.want_logits:
         batch = msgspec.structs.replace(batch, want_logits=True)
     start_ns = clock.now_ns()
@@ -83,8 +47,8 @@ def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Re
     engine_ns = clock.now_ns() - start_ns
     scored = extras.apply(batch, result, step.extras) if step.extras else []
     arrays.store(result)
-    if recorder is not None and capture:
-        recorder.record(batch, arrays.slots[: step.num_sequences].tolist(), result)
+    if recorder is not None:
+        recorder.take(result)
     return frames.Done(engine_ns=engine_ns, agent_ns=clock.now_ns() - agent_start_ns, scored=scored)
 
 
@@ -143,14 +107,14 @@ def load(message: frames.Load, group: Collective | None) -> tuple[Engine, Record
     if message.capture is None or (group is not None and group.rank):
         return engine, None
     header = contest.Header(
-        every=message.capture.every,
+        every=message.capture.every or contest.EVERY,
         model=message.model,
         fingerprint=model.fingerprint(),
         engine=engine.name,
         dtype=engine.dtype,
         vocab_size=model.config.vocab_size,
     )
-    return engine, Recorder(contest.Writer(Path(message.capture.folder), header))
+    return engine, open_recorder(message.capture, header)
 
 
 def _refused(error: LlmbenchError) -> frames.Refused:
@@ -178,6 +142,8 @@ def serve(channel: frames.Channel) -> None:
                         channel.send(run_step(engine, arena.arrays, message, recorder))
                     else:
                         channel.send(run_hollow_step(arena.arrays, message, hollow_time_s))
+                    if recorder is not None:  # while the server hands out the tokens
+                        recorder.flush()
                 elif isinstance(message, frames.Load):
                     if (member := message.member) is not None:
                         group = Collective.join(Path(member.path), member.rank, member.size)

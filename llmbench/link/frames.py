@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections import deque
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -27,6 +27,9 @@ _AWAKE_NS = 200_000
 _LARGEST_BYTES = 64 << 20  # a longer frame is not ours
 
 
+CaptureTier = Literal["contest", "fp", "topk", "full16", "full32"]
+
+
 class Hello(msgspec.Struct, tag=True, frozen=True):
     """The agent proves with the token from its environment that it is the one this server started."""
 
@@ -35,10 +38,20 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
 
 
 class Capture(msgspec.Struct, frozen=True, kw_only=True):
-    """Which logit rows the agent writes: those whose last input token has an index divisible by `every`."""
+    """Which logit rows the agent writes: those whose last input token has an index divisible by `every`, and of them,
+    but for the contest's files, a share of `rate`. `every` None is 100 for the contest's files, else 1.
+
+    `tokenizer` and `config` are hashes of what the server runs with.
+    """
 
     folder: str
-    every: int
+    every: int | None
+    tier: CaptureTier = "contest"
+    rate: float = 1.0
+    seed: str = ""
+    tokenizer: str = ""
+    config: str = ""
+    version: str = ""
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +98,8 @@ class Attach(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     """A sequence that takes a slot with this step; what the capture needs to name its rows.
 
-    `arrival_s` is wall time, different for every sequence of a server. `head` are the first 20 prompt ids at most.
+    `arrival_s` is wall time, different for every sequence of a server. `head` are the first 20 prompt ids at most,
+    `prompt` is a hash of all of them.
     """
 
     slot: int
@@ -93,6 +107,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     arrival_s: float
     prompt_len: int
     head: list[int]
+    prompt: int = 0
 
 
 class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -37,6 +37,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not 0 <= self.rate <= 1:
             raise ValueError(f"rate: must be from 0 to 1, got {self.rate}")
 
+    @property
+    def looks_at_requests(self) -> bool:
+        """Whether it matters whose a row is."""
+        return bool(self.requests) or self.rate < 1
+
     def wants(self, request_id: str, step: int, index: int) -> bool:
         """Whether this row is captured; `step` 0 is the row that gives a request's first token."""
         if index % self.every or (self.requests and request_id not in self.requests):
@@ -44,9 +49,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.rate >= 1 or draw(self.seed, request_id, step) < self.rate * _WHOLE
 
     def select(self, request_ids: Sequence[str], steps: Int64, indices: Int64) -> npt.NDArray[np.bool_]:
-        """bool [n]: `wants` of n rows."""
+        """bool [n]: `wants` of n rows; their requests are not looked at where `looks_at_requests` says so."""
         chosen: npt.NDArray[np.bool_] = indices % self.every == 0
-        if self.requests or self.rate < 1:
+        if self.looks_at_requests:
             for i in np.flatnonzero(chosen).tolist():
                 chosen[i] = self.wants(request_ids[i], int(steps[i]), int(indices[i]))
         return chosen

@@ -7,6 +7,7 @@ import msgspec
 
 from llmbench import config
 from llmbench.errors import ConfigError
+from llmbench.link.frames import CaptureTier
 from llmbench.serving import llm_serving, mindie
 from llmbench.serving.scheduler import Limits
 from llmbench.serving.stubs import Level
@@ -20,10 +21,18 @@ class KvCache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class CaptureRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Logit rows written while serving: into `folder`, where the index of the last input token divides by `every`."""
+    """Logit rows written while serving, into `folder`: where the index of the last input token divides by `every`.
+
+    `tier` is how much of a row is kept: fp (a fingerprint), topk (its largest values), full16, full32, or contest (the
+    contest's .npy files). `every` None takes every row, or every 100th for the contest. But for the contest's files, a
+    share of `rate` is taken, which nobody can foresee without the `seed`.
+    """
 
     folder: str
-    every: int = 100
+    every: int | None = None
+    tier: CaptureTier = "topk"
+    rate: float = 1.0
+    seed: str = ""
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,6 +143,8 @@ def _check(built: ServeConfig, source: str) -> None:
     for key, value in positive.items():
         if value is not None and value < 1:
             raise ConfigError(f"{source}: {key}: must be at least 1, got {value}")
+    if built.capture is not None and not 0 <= built.capture.rate <= 1:
+        raise ConfigError(f"{source}: capture.rate: must be from 0 to 1, got {built.capture.rate}")
     for key in ("body_timeout_s", "request_timeout_s", "idle_timeout_s"):
         if not getattr(built.http, key) > 0:
             raise ConfigError(f"{source}: http.{key}: must be above 0, got {getattr(built.http, key)}")

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+from array import array
 from collections.abc import Awaitable, Callable
 
 from llmbench import clock
@@ -207,7 +209,13 @@ def _admitted(sequence: Sequence) -> Admitted:
         arrival_s=sequence.arrival_s,
         prompt_len=len(sequence.prompt_ids),
         head=sequence.prompt_ids[:_HEAD],
+        prompt=prompt_hash(sequence.prompt_ids),
     )
+
+
+def prompt_hash(ids: list[int]) -> int:
+    """64 bits of a prompt's ids, by which captures of two runs tell whether a request was the same one."""
+    return int.from_bytes(hashlib.blake2b(array("q", ids).tobytes(), digest_size=8).digest(), "little")
 
 
 async def cancelled(task: "asyncio.Task[None]") -> None:

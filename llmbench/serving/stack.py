@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import resource
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from llmbench import plugins, protocols
+from llmbench import __version__, plugins, protocols
 from llmbench.engines import Capacity, EngineSettings
 from llmbench.errors import ConfigError
 from llmbench.link import arena, frames
@@ -280,8 +281,31 @@ def _load(config: ServeConfig, num_blocks: int | None) -> frames.Load:
             threads=config.threads,
             step_time_s=config.step_time_s,
         ),
-        capture=frames.Capture(folder=config.capture.folder, every=config.capture.every) if config.capture else None,
+        capture=_capture(config),
     )
+
+
+def _capture(config: ServeConfig) -> frames.Capture | None:
+    """What the agent is to write, and what it cannot know itself of what it runs in."""
+    wanted = config.capture
+    if wanted is None:
+        return None
+    settings = msgspec.structs.replace(config, capture=None, host="", port=0, agent_ports=())
+    tokenizer = open_model(config.model).tokenizer_path or config.tokenizer or embedded_path()
+    return frames.Capture(
+        folder=wanted.folder,
+        every=wanted.every,
+        tier=wanted.tier,
+        rate=wanted.rate,
+        seed=wanted.seed,
+        tokenizer=_hash(Path(tokenizer).read_bytes()),
+        config=_hash(msgspec.json.encode(settings)),
+        version=__version__,
+    )
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _max_model_len(config: ServeConfig, loaded: frames.Loaded) -> int:

@@ -1,0 +1,191 @@
+"""The agent's capture: which rows of a step are kept, whose they are, and what was said before them.
+
+A step's rows are written after its answer has gone to the server, while that hands out the tokens; they are there
+before the next step begins.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llmbench.engines import Batch, StepResult
+from llmbench.link import frames
+from llmbench.logits import contest, digest, policy, store
+
+Int64 = npt.NDArray[np.int64]
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd: different tokens stay different
+
+
+class Recorder(Protocol):
+    """What a step is shown to, in this order."""
+
+    def admit(self, admitted: list[frames.Admitted]) -> None:
+        """Sequences that take a slot with this step."""
+        ...
+
+    def wants(self, batch: Batch, slots: npt.NDArray[np.int32]) -> bool:
+        """Whether any row of this step is to be captured."""
+        ...
+
+    def take(self, result: StepResult) -> None:
+        """The step's result; with logits if they were wanted. What the server may overwrite is copied."""
+        ...
+
+    def flush(self) -> None:
+        """Write what was taken."""
+        ...
+
+    def close(self) -> None:
+        """Write what was taken, and end."""
+        ...
+
+
+class ContestRecorder:
+    """Writes contest files."""
+
+    def __init__(self, writer: contest.Writer) -> None:
+        self._writer = writer
+        self._in_slot: dict[int, frames.Admitted] = {}
+        self._rows: list[tuple[int, int, int]] = []  # the row in the result, its slot, its index
+        self._batch_size = 0
+        self._taken: StepResult | None = None
+        self._token_ids: Int64 = np.zeros(0, np.int64)
+
+    def admit(self, admitted: list[frames.Admitted]) -> None:
+        self._in_slot.update((sequence.slot, sequence) for sequence in admitted)
+
+    def wants(self, batch: Batch, slots: npt.NDArray[np.int32]) -> bool:
+        indices = batch.context_lens[batch.wants_token] - 1
+        chosen = np.flatnonzero(indices % self._writer.every == 0)
+        self._rows = list(
+            zip(chosen.tolist(), slots[batch.wants_token][chosen].tolist(), indices[chosen].tolist(), strict=True)
+        )
+        self._batch_size = len(slots)
+        self._wanted = batch.wants_token.copy()
+        return bool(self._rows)
+
+    def take(self, result: StepResult) -> None:
+        if self._rows:
+            self._taken = result
+            self._token_ids = result.token_ids[self._wanted].astype(np.int64)
+
+    def flush(self) -> None:
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return
+        assert taken.logits is not None, "the engine was asked for logits"
+        for i, slot, index in self._rows:
+            sequence = self._in_slot[slot]
+            self._writer.write(
+                taken.logits[i],
+                head=sequence.head,
+                arrival_s=sequence.arrival_s,
+                request_id=sequence.request_id,
+                index=index,
+                prefill=index == sequence.prompt_len - 1,
+                token_id=int(self._token_ids[i]),
+                batch_size=self._batch_size,
+            )
+
+    def close(self) -> None:
+        self.flush()
+        self._writer.close()
+
+
+class StoreRecorder:
+    """Writes a store. Follows every token, also those of rows that are not kept, so that each row that is kept knows a
+    hash of the text before it.
+    """
+
+    def __init__(self, writer: store.Writer, watched: policy.Watched) -> None:
+        self._writer = writer
+        self._watched = watched
+        self._numbers: dict[tuple[str, float], int] = {}
+        self._ids: list[str] = []
+        self._prompt_lens = np.zeros(0, np.int64)
+        self._prefixes = np.zeros(0, np.uint64)
+        self._in_slot = np.zeros(0, np.int64)
+        self._requests: Int64 = np.zeros(0, np.int64)  # of the rows that want a token in this step
+        self._meta = np.zeros(0, store.META)
+        self._chosen: npt.NDArray[np.bool_] = np.zeros(0, bool)
+        self._wanted: npt.NDArray[np.bool_] = np.zeros(0, bool)
+        self._taken: StepResult | None = None
+
+    def admit(self, admitted: list[frames.Admitted]) -> None:
+        for sequence in admitted:
+            key = sequence.request_id, sequence.arrival_s
+            if key not in self._numbers:  # one that was preempted comes again, and goes on
+                self._numbers[key] = self._register(sequence)
+            if sequence.slot >= len(self._in_slot):
+                self._in_slot = np.concatenate([self._in_slot, np.zeros(sequence.slot + 64, np.int64)])
+            self._in_slot[sequence.slot] = self._numbers[key]
+
+    def _register(self, sequence: frames.Admitted) -> int:
+        number = self._writer.request(sequence.request_id, sequence.prompt_len, sequence.head, sequence.prompt)
+        if number >= len(self._prompt_lens):
+            self._prompt_lens = np.concatenate([self._prompt_lens, np.zeros(number + 64, np.int64)])
+            self._prefixes = np.concatenate([self._prefixes, np.zeros(number + 64, np.uint64)])
+        self._ids.append(sequence.request_id)
+        self._prompt_lens[number] = sequence.prompt_len
+        self._prefixes[number] = sequence.prompt
+        return number
+
+    def wants(self, batch: Batch, slots: npt.NDArray[np.int32]) -> bool:
+        self._wanted = batch.wants_token.copy()
+        self._requests = self._in_slot[slots[self._wanted]]
+        positions = batch.context_lens[self._wanted].astype(np.int64) - 1
+        steps = positions - self._prompt_lens[self._requests] + 1
+        in_force = self._watched.now()
+        ids = [self._ids[number] for number in self._requests.tolist()] if in_force.looks_at_requests else []
+        self._chosen = in_force.select(ids, steps, positions)
+        meta = np.zeros(len(positions), store.META)
+        meta["request"], meta["step"], meta["position"] = self._requests, steps, positions
+        meta["batch"], meta["prefill"] = len(slots), steps == 0
+        meta["prefix"] = self._prefixes[self._requests]
+        self._meta = meta
+        return bool(self._chosen.any())
+
+    def take(self, result: StepResult) -> None:
+        tokens = result.token_ids[self._wanted]
+        self._meta["token"] = tokens
+        before = self._prefixes[self._requests]
+        after = digest.splitmix(before ^ ((tokens.astype(np.uint64) + np.uint64(1)) * _SPREAD))
+        self._prefixes[self._requests] = np.where(before == 0, before, after)
+        self._taken = result if self._chosen.any() else None
+
+    def flush(self) -> None:
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return
+        assert taken.logits is not None, "the engine was asked for logits"
+        if self._chosen.all():
+            self._writer.write(taken.logits, self._meta)
+        else:
+            self._writer.write(taken.logits[self._chosen], self._meta[self._chosen])
+
+    def close(self) -> None:
+        self.flush()
+        self._writer.close()
+
+
+def open_recorder(capture: frames.Capture, about: contest.Header) -> Recorder:
+    """The recorder of a capture; `about` is what the agent knows of its model and engine. Raises InputError."""
+    folder = Path(capture.folder)
+    if capture.tier == "contest":
+        return ContestRecorder(contest.Writer(folder, about))
+    manifest = store.Manifest(
+        model=about.model,
+        fingerprint=about.fingerprint,
+        tokenizer=capture.tokenizer,
+        config=capture.config,
+        engine=about.engine,
+        engine_version=capture.version,
+        dtype=about.dtype,
+        vocab_size=about.vocab_size,
+        tier=capture.tier,
+    )
+    writer = store.Writer(folder, manifest)
+    chosen = policy.Policy(every=capture.every or 1, rate=capture.rate, seed=capture.seed)
+    return StoreRecorder(writer, policy.Watched(folder, chosen))
