@@ -27,6 +27,7 @@ def evidence(folder: Path, plan: Plan, trail: Trail) -> Evidence:
         scrapes=trail.scrapes,
         instrument=None if calibration is None else calibration.error,
         ceiling_share=None if calibration is None else _ceiling_share(plan, calibration),
+        cache=plan.settings.cache,
         prompts=_repeated(plan),
     )
 

@@ -21,6 +21,7 @@ from llmbench.loadgen.resume import Rest
 from llmbench.loadgen.run import Observer, Part, run
 from llmbench.loadgen.scrape import scraper
 from llmbench.loadgen.target import Target, Way, header, locate
+from llmbench.loadgen.warm import fill
 from llmbench.metrics import slo
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
@@ -161,6 +162,8 @@ def _check_version(folder: Path) -> None:
 def _sealed(settings: Settings, say: Say) -> plans.Plan:
     """The plan that is asked for, or the one to repeat."""
     plan = plans.load(settings.plan) if settings.plan is not None else _plan.make(settings, say)
+    if settings.cache not in ("any", plan.settings.cache):
+        raise InputError(f"--cache {settings.cache}: the plan declares {plan.settings.cache}; make another one")
     say(f"plan: {_plan.line(plan)}")
     return plan
 
@@ -228,6 +231,8 @@ def _send(settings: Settings, rest: Rest, target: Target, speech: fleet.Speech, 
     timeouts = _timeouts(settings)
     progress = None if how.quiet or not sys.stderr.isatty() else overwrite
     plan, slots = rest.plan, settings.concurrency
+    if plan.settings.cache == "warm":
+        fill(plan, target, speech.dialect(), timeouts)
     workers = fleet.num_workers(plan, slots) if settings.workers == "auto" else settings.workers
     part = Part(attempt=rest.attempt, from_s=rest.from_s)
     watching = _watching(settings, target)

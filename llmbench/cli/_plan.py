@@ -2,9 +2,11 @@
 
 import hashlib
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -17,7 +19,7 @@ from llmbench.loadgen import journal
 from llmbench.metrics import arrivals as tests
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.types import Sampling
-from llmbench.workload import arrivals, prefixes, sources
+from llmbench.workload import arrivals, prefixes, salt, sources
 from llmbench.workload import plan as plans
 
 Say = Callable[[str], None]
@@ -43,6 +45,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     shuffle: bool
     temperature: float
     ignore_eos: bool
+    cache: str = "any"
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +78,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 def make(wanted: Wanted, say: Say) -> plans.Plan:
     """The plan that is asked for; what it is made of is said on the way."""
+    cache = _cache(wanted.cache)
     process = arrivals.get(wanted.arrivals, wanted.qps)
     number = wanted.num_requests or plans.number(process, wanted.test_time_s)
     path = wanted.tokenizer or embedded_path()
@@ -97,13 +101,23 @@ def make(wanted: Wanted, say: Say) -> plans.Plan:
         seeds=seeds,
         dialect=protocols.get(wanted.dialect or "contest").name,
         tokenizer_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        cache=cache,
     )
     say(f"dataset: {dataset.description}")
     say(f"tokenizer: {path}, for the number of tokens to ask for")
     sampling = Sampling(temperature=wanted.temperature, ignore_eos=wanted.ignore_eos)
-    return plans.make_plan(
+    plan = plans.make_plan(
         dataset.samples, process, number, settings, tokenizer, wanted.max_new_tokens, wanted.shuffle, sampling
     )
+    return salt.salted(plan, secrets.randbits(32), tokenizer) if cache == "cold" else plan
+
+
+def _cache(word: str) -> Literal["any", "cold", "warm"]:
+    """What may be declared of the server's prefix cache. Raises InputError."""
+    words: dict[str, Literal["any", "cold", "warm"]] = {"any": "any", "cold": "cold", "warm": "warm"}
+    if word not in words:
+        raise InputError(f"--cache {word}: declare any, cold or warm")
+    return words[word]
 
 
 def line(plan: plans.Plan) -> str:

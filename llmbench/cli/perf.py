@@ -9,6 +9,7 @@ import typer
 from llmbench.cli.plan import (
     ARRIVALS_HELP,
     DATASET_HELP,
+    CacheOption,
     IgnoreEosOption,
     SeedOption,
     ShuffleOption,
@@ -71,6 +72,7 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     shuffle: ShuffleOption = False,
     temperature: TemperatureOption = 0.0,
     ignore_eos: IgnoreEosOption = False,
+    cache: CacheOption = "any",
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to ask for, of every request.")] = None,
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds that one request may take.")

@@ -24,6 +24,10 @@ ShuffleOption = Annotated[bool, typer.Option("--shuffle", help="Samples (convers
 TemperatureOption = Annotated[float, typer.Option(min=0, help="Above 0, each request has a sampling seed.")]
 IgnoreEosOption = Annotated[bool, typer.Option("--ignore-eos", help="Ask for answers of exactly the planned length.")]
 
+CacheOption = Annotated[
+    str, typer.Option(help="Prefix cache: any, cold (a nonce before each prompt), or warm (each prompt sent before).")
+]
+
 
 @app.command("make")
 def make(
@@ -41,6 +45,7 @@ def make(
     shuffle: ShuffleOption = False,
     temperature: TemperatureOption = 0.0,
     ignore_eos: IgnoreEosOption = False,
+    cache: CacheOption = "any",
     seed: Annotated[int, typer.Option(min=0, help="Gives the four seeds below.")] = 0,
     seed_schedule: SeedOption = None,
     seed_prompts: SeedOption = None,
@@ -68,6 +73,7 @@ def make(
         shuffle=shuffle,
         temperature=temperature,
         ignore_eos=ignore_eos,
+        cache=cache,
     )
     made = _plan.make(wanted, lambda text: typer.echo(text, err=True))
     plans.save(made, out)

@@ -84,6 +84,9 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The HTTP dialect that the requests are meant for; empty for any."""
     tokenizer_sha256: str = ""
     """Of the vocabulary that counted the tokens; empty where none did."""
+    cache: Literal["any", "cold", "warm"] = "any"
+    """What is declared of the server's prefix cache: prompts with nonces (see `salt`), or each sent once before."""
+    seed_nonces: int | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import msgspec
 
 from llmbench.errors import InputError
 from llmbench.metrics.checks.answers import all_answered, output_lengths
+from llmbench.metrics.checks.cache import as_declared, repeats
 from llmbench.metrics.checks.client import busy, client_bound, instrument_error, stalled
 from llmbench.metrics.checks.pace import arrivals_as_declared, in_one_piece, own_lateness, rate_kept
 from llmbench.metrics.checks.server import CHECKS as SERVER
@@ -33,6 +34,8 @@ CHECKS: tuple[Callable[[Evidence], Check], ...] = (
     rate_kept,
     arrivals_as_declared,
     in_one_piece,
+    as_declared,
+    repeats,
     keeps_up,
     under_load,
     warmed_up,
