@@ -7,13 +7,18 @@ next rate is a function of the probes so far, so that a search that broke off go
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, variance
 from typing import Literal
 
 import msgspec
 
+from llmbench.metrics import Trace, slo
+
 Outcome = Literal["pass", "fail", "unknown"]
 
 _GROWTH = 2.0
+_WARM_SHARE = 0.1
+_BLOCKS = 20
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,3 +78,61 @@ def _outward(probes: Sequence[Probe], found: Interval, lowest: float, highest: f
     if found.high is None and (found.low is not None or not any(probe.outcome == "fail" for probe in probes)):
         return None if max(rates) >= highest else min(max(rates) * _GROWTH, highest)
     return None if min(rates) <= lowest or min(rates) <= 0 else max(min(rates) / _GROWTH, lowest)
+
+
+def settled(traces: Sequence[Trace]) -> list[Trace]:
+    """The requests of one round in the order they were due, without those of its first tenth, which met a server that
+    was filling up."""
+    ordered = sorted(traces, key=lambda trace: trace.due_ns)
+    if not ordered:
+        return []
+    from_ns = ordered[0].due_ns + _WARM_SHARE * (ordered[-1].due_ns - ordered[0].due_ns)
+    return [trace for trace in ordered if trace.due_ns >= from_ns]
+
+
+def answer(
+    objectives: Sequence[slo.Objective], rounds: Sequence[Sequence[Trace]], looks: int, confidence: float
+) -> Outcome:
+    """Whether all objectives hold, from all rounds so far at one rate.
+
+    One is looked at after every round, `looks` times at most, so that each look is at confidence
+    1 - (1 - confidence) / looks (Bonferroni). Requests that are slow together count as fewer: see `design_effect`.
+    """
+    each = 1 - (1 - confidence) / looks
+    answers = [_decided(objective, objectives, rounds, each) for objective in objectives]
+    return "fail" if "fail" in answers else "unknown" if "unknown" in answers else "pass"
+
+
+def design_effect(kept: Sequence[bool]) -> float:
+    """By how much requests that come in order are slow together: they tell as much as 1/effect of them would.
+
+    The variance of the share that kept the limit in 20 blocks of neighbours, over that of independent requests,
+    p (1 - p) / m for blocks of m; 1 at least (Kish 1965). 1 where all or none kept it.
+    """
+    size = len(kept) // _BLOCKS
+    if size < 2:
+        return 1.0
+    shares = [fmean(kept[block * size : (block + 1) * size]) for block in range(_BLOCKS)]
+    p = fmean(shares)
+    return max(1.0, variance(shares) * size / (p * (1 - p))) if 0 < p < 1 else 1.0
+
+
+def fewest(objectives: Sequence[slo.Objective], looks: int, confidence: float) -> int:
+    """How many requests can show in one look that all objectives hold, if every one of them keeps the limits."""
+    each = 1 - (1 - confidence) / looks
+    return max(slo.fewest_more(0, 0, objective.percentile, each) or 1 for objective in objectives)
+
+
+def _decided(
+    objective: slo.Objective,
+    objectives: Sequence[slo.Objective],
+    rounds: Sequence[Sequence[Trace]],
+    confidence: float,
+) -> slo.Answer:
+    kept = [slo.kept(objective, objectives, traces) for traces in rounds]
+    num = sum(len(each) for each in kept)
+    over = num - sum(sum(each) for each in kept)
+    if not num:
+        return "unknown"
+    effect = sum(design_effect(each) * len(each) for each in kept) / num
+    return slo.decide(round(num / effect), round(over / effect), objective.percentile, confidence)

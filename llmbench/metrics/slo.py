@@ -57,8 +57,8 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True):
 
     def holds(self, traces: Sequence[Trace]) -> bool | None:
         """Whether it is so in this run, without asking what chance has to do with it; None where there is nothing."""
-        kept = [found for trace in traces if (found := self.kept_by(trace)) is not None]
-        return sum(kept) >= len(kept) * self.percentile / 100 if kept else None
+        each = [found for trace in traces if (found := self.kept_by(trace)) is not None]
+        return sum(each) >= len(each) * self.percentile / 100 if each else None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,10 +91,17 @@ def judge(objectives: Sequence[Objective], traces: Sequence[Trace]) -> list[Outc
     return [_judged(each, objectives, traces) for each in objectives if not (with_goodput and _every_request(each))]
 
 
+def kept(objective: Objective, objectives: Sequence[Objective], traces: Sequence[Trace]) -> list[bool]:
+    """Of each request that counts for an objective of a list, in their order: whether it keeps it."""
+    if objective.limit_s is None:
+        return _keeps_all(objectives, traces)
+    return [found for trace in traces if (found := objective.kept_by(trace)) is not None]
+
+
 def goodput(objectives: Sequence[Objective], traces: Sequence[Trace]) -> float | None:
     """The share of the requests that were sent which keep all limits, as vLLM has it; None when none was sent."""
-    kept = _keeps_all(objectives, traces)
-    return sum(kept) / len(kept) if kept else None
+    each = _keeps_all(objectives, traces)
+    return sum(each) / len(each) if each else None
 
 
 def decide(num: int, num_over: int, percentile: float, confidence: float = order.CONFIDENCE) -> Answer:
@@ -200,11 +207,8 @@ def _keeps_all(objectives: Sequence[Objective], traces: Sequence[Trace]) -> list
 
 
 def _judged(objective: Objective, objectives: Sequence[Objective], traces: Sequence[Trace]) -> Outcome:
-    if objective.limit_s is None:
-        kept = _keeps_all(objectives, traces)
-    else:
-        kept = [found for trace in traces if (found := objective.kept_by(trace)) is not None]
-    num, over = len(kept), len(kept) - sum(kept)
+    each = kept(objective, objectives, traces)
+    num, over = len(each), len(each) - sum(each)
     answer = decide(num, over, objective.percentile)
     low, high = share_bounds(num, num - over)
     return Outcome(

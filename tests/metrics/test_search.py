@@ -3,7 +3,19 @@ import random
 
 import pytest
 
-from llmbench.metrics.search import Interval, Outcome, Probe, interval, next_rate
+from llmbench.loadgen.record import Record
+from llmbench.metrics import slo
+from llmbench.metrics.search import (
+    Interval,
+    Outcome,
+    Probe,
+    answer,
+    design_effect,
+    fewest,
+    interval,
+    next_rate,
+    settled,
+)
 
 
 def found(*outcomes: tuple[float, Outcome]) -> list[Probe]:
@@ -59,3 +71,61 @@ def test_a_server_that_holds_nothing_is_searched_down_to_the_lowest_rate_allowed
     probes = searched(1e-9, 1.0)
     assert probes[-1].rate == 1e-3
     assert interval(probes) == Interval(low=None, high=1e-3)
+
+
+def traces(ttft_s: list[float]) -> list[Record]:
+    """Answered requests, one due every 10 ms, with these times to first token."""
+    found = []
+    for index, value_s in enumerate(ttft_s):
+        due_ns = index * 10_000_000
+        stamp_ns = due_ns + round(value_s * 1e9)
+        found.append(
+            Record(index=index, status="answered", due_ns=due_ns, sent_ns=due_ns, stamps_ns=[stamp_ns], tokens=[1])
+        )
+    return found
+
+
+P99 = slo.parse("ttft:p99<100ms")
+
+
+def test_what_holds_clearly_passes_and_what_does_not_fails() -> None:
+    assert answer(P99, [traces([0.05] * 500)], looks=3, confidence=0.95) == "pass"
+    assert answer(P99, [traces([0.05] * 450 + [0.2] * 50)], looks=3, confidence=0.95) == "fail"
+
+
+def test_too_few_requests_tell_nothing_and_the_number_that_can_is_known() -> None:
+    need = fewest(P99, looks=3, confidence=0.95)
+    assert answer(P99, [traces([0.05] * need)], looks=3, confidence=0.95) == "pass"
+    assert answer(P99, [traces([0.05] * (need - 1))], looks=3, confidence=0.95) == "unknown"
+
+
+def test_rounds_add_up() -> None:
+    half = traces([0.05] * 250)
+    assert answer(P99, [half], looks=3, confidence=0.95) == "unknown"
+    assert answer(P99, [half, half], looks=3, confidence=0.95) == "pass"
+
+
+def test_slow_requests_that_come_together_prove_less_than_those_that_come_alone() -> None:
+    alone = [index % 20 != 0 for index in range(400)]
+    together = [index >= 20 for index in range(400)]
+    assert design_effect(alone) == 1
+    assert design_effect(together) > 10
+
+
+def test_the_requests_that_met_a_filling_server_are_left_out() -> None:
+    assert [trace.index for trace in settled(list(reversed(traces([0.05] * 100))))] == list(range(10, 100))
+    assert settled([]) == []
+
+
+def test_a_rate_at_the_edge_is_rarely_called_either_way() -> None:
+    """Exactly 1 % over the limit: each call is one that is wrong with 5 % at most, here of 200 rates in three looks."""
+    rng = random.Random(1)
+    called = 0
+    for _ in range(200):
+        rounds: list[list[Record]] = []
+        while len(rounds) < 3:
+            rounds.append(traces([0.2 if rng.random() < 0.01 else 0.05 for _ in range(400)]))
+            if answer(P99, rounds, looks=3, confidence=0.95) != "unknown":
+                called += 1
+                break
+    assert called <= 20
