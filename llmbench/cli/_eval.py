@@ -109,10 +109,10 @@ def _respondent(settings: Settings, opened: Model | None) -> Iterator[Respondent
         return
     if settings.url is not None:
         target = locate(settings.url)
-        told = served(target)
-        name = settings.served_model or told or settings.url
-        fingerprint = hashlib.sha256(f"{settings.served_model} {told}".encode()).hexdigest()
-        yield _over_http(settings, target, name, f"served {fingerprint}")
+        models = served(target)
+        name = settings.served_model or (str(models[0]["id"]) if models else settings.url)
+        told = msgspec.json.encode((settings.served_model, models), order="deterministic")
+        yield _over_http(settings, target, name, f"served {hashlib.sha256(told).hexdigest()}")
         return
     assert opened is not None
     _say("launching the bundled stack for this run")

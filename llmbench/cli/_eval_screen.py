@@ -111,7 +111,7 @@ def _failures(console: Console, failures: Sequence[Failure], number: int) -> Non
 
 def comparison(console: Console, found: Comparison) -> None:
     """The verdict, the difference with its bounds, the flips."""
-    style = {"the same": "bold green", "not worse": "bold green", "inconclusive": "bold yellow"}.get(
+    style = {"the same answers": "bold green", "not worse": "bold green", "inconclusive": "bold yellow"}.get(
         found.verdict, "bold red"
     )
     console.print(Text(f"eval {found.verdict.upper()}", style=style))

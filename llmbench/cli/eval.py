@@ -109,7 +109,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare two runs of the same questions. Exit 0: the same, or not worse by the margin, 1: worse,
+    """Compare two runs of the same questions. Exit 0: the same answers, or not worse by the margin, 1: worse,
 
     3: not comparable, 4: too few questions to tell.
     """

@@ -20,8 +20,8 @@ from llmbench.evals import Marked
 from llmbench.exam.journal import Header
 
 Float64 = npt.NDArray[np.float64]
-Verdict = Literal["the same", "not worse", "worse", "inconclusive"]
-EXIT: dict[Verdict, int] = {"the same": 0, "not worse": 0, "worse": 1, "inconclusive": 4}
+Verdict = Literal["the same answers", "not worse", "worse", "inconclusive"]
+EXIT: dict[Verdict, int] = {"the same answers": 0, "not worse": 0, "worse": 1, "inconclusive": 4}
 
 Z_95 = 1.6448536269514722  # the 95 % point of the normal distribution
 SIGNIFICANT = 0.05
@@ -86,7 +86,7 @@ def compare(base: Run, new: Run, margin: float = 0.01, seed: int = 0) -> Compari
     p_value = mcnemar(len(lost), len(gained))
     bound = lower if clustered_lower is None else min(lower, clustered_lower)
     return Comparison(
-        verdict=_verdict(bound, margin, difference, p_value) if changed else "the same",
+        verdict=_verdict(bound, margin, difference, p_value) if changed else "the same answers",
         base=base[0],
         new=new[0],
         num_items=number,

@@ -1,10 +1,11 @@
 """A server behind HTTP as an Answerer: loadgen's client and load loop, any dialect, some requests at once."""
 
 import asyncio
+import http.client
 import json
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -48,15 +49,15 @@ class HttpAnswerer:
             await client.close()
 
 
-def served(target: Target, timeout_s: float = 5.0) -> str:
-    """What a server says that it serves: the models of `/v1/models` without times; empty when it does not say."""
+def served(target: Target, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+    """The models that a server says that it serves, by `/v1/models`, without times; none when it does not say."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as loadgen: straight to the server
     try:
-        with urllib.request.urlopen(f"http://{target.authority}{target.prefix}/v1/models", timeout=timeout_s) as answer:
+        with opener.open(f"http://{target.authority}{target.prefix}/v1/models", timeout=timeout_s) as answer:
             models = json.load(answer)["data"]
-        kept = [{key: model.get(key) for key in ("id", "root", "parent", "max_model_len")} for model in models]
-    except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return ""
-    return json.dumps(kept, sort_keys=True)
+        return [{key: model.get(key) for key in ("id", "root", "parent", "max_model_len")} for model in models]
+    except (http.client.HTTPException, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _request(index: int, ask: Ask) -> Request:

@@ -1,6 +1,7 @@
 """`llmbench eval` as a user runs it: over HTTP and in this process, killed and gone on with, compared."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from llmbench.tokenizer import embedded_path
 from tests.conftest import ROOT, Serving
 from tests.contracts.test_evals import SAMPLES
 from tests.exam.test_http import completion, response
@@ -84,7 +88,7 @@ def test_in_this_process_every_answer_is_the_same(over_http: Done, tmp_path: Pat
         assert (row["replies"], row["predicted"]) == (there[name]["replies"], there[name]["predicted"]), name
     compared = run("compare", folder(over_http), folder(done))
     assert compared.returncode == 0, compared.stderr
-    assert compared.stdout.startswith("eval THE SAME\n")
+    assert compared.stdout.startswith("eval THE SAME ANSWERS\n")
 
 
 @pytest.mark.parametrize("mode", ["regex", "logprob"])
@@ -295,3 +299,24 @@ def test_ctrl_c_keeps_what_was_answered_and_says_how_to_go_on(tmp_path: Path) ->
     assert f"interrupted; go on with --resume {path}" in errors
     assert "Traceback" not in errors
     assert len(rows(path)) == 3
+
+
+def test_a_damaged_copy_of_the_model_is_worse_and_is_not_mixed_with_the_whole_one(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for name in ("config.json", "tokenizer.model"):
+        shutil.copy(embedded_path().parent / name, damaged / name)
+    tensors = load_file(embedded_path().parent / "model.safetensors")
+    layer = tensors["model.layers.3.mlp.down_proj.weight"]
+    noise = 8 * layer.std() * np.random.default_rng(0).standard_normal(layer.shape)
+    tensors["model.layers.3.mlp.down_proj.weight"] = (layer + noise).astype(np.float16)
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    flags = ("--offline", "--limit", PER_SUBJECT, "--results", tmp_path / "results")
+    whole, broken = run("mmlu", *flags), run("mmlu", *flags, "--model", damaged)
+    assert (whole.returncode, broken.returncode) == (0, 0), broken.stderr
+    compared = run("compare", folder(whole), folder(broken))
+    assert compared.returncode == 1, compared.stdout
+    assert compared.stdout.startswith("eval WORSE\n")
+    mixed = run("mmlu", *flags, "--model", damaged, "--resume", folder(whole))
+    assert mixed.returncode == 3
+    assert "begun with fingerprint" in mixed.stderr

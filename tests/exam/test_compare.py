@@ -99,7 +99,7 @@ def test_groups_that_change_alike_have_a_bound_at_the_difference() -> None:
 
 def test_the_same_answers_are_the_same_run() -> None:
     found = compare(run(20, lambda i: i > 3), run(20, lambda i: i > 3))
-    assert (found.verdict, EXIT[found.verdict], found.flips, found.num_changed) == ("the same", 0, [], 0)
+    assert (found.verdict, EXIT[found.verdict], found.flips, found.num_changed) == ("the same answers", 0, [], 0)
 
 
 def test_few_flips_among_many_questions_are_not_worse() -> None:

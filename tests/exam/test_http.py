@@ -96,4 +96,4 @@ def test_a_server_that_is_not_there_is_an_error_of_every_ask() -> None:
 
 def test_a_server_that_does_not_say_what_it_serves_says_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert served(locate(f"http://127.0.0.1:{server.getsockname()[1]}"), timeout_s=0.2) == ""
+        assert served(locate(f"http://127.0.0.1:{server.getsockname()[1]}"), timeout_s=0.2) == []

@@ -1,10 +1,12 @@
 """Datasets by name or by path: the real file when a user has added it, else its synthetic stand-in."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -138,8 +140,18 @@ def mmlu() -> Found:
     standin = folder() / _MMLU_STANDIN
     if not standin.is_dir():
         standin = _cache() / _MMLU_STANDIN
-        hendrycks.make(standin)
+        if not standin.is_dir():
+            _make_whole(standin)
     return Found(name=MMLU, path=standin, real=False, description=f"{standin}, our own stand-in for MMLU")
+
+
+def _make_whole(standin: Path) -> None:
+    """Make the folder aside and rename it, so that it is whole or not there, whoever else makes it at the same time."""
+    standin.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=standin.parent) as aside:
+        hendrycks.make(Path(aside) / standin.name)
+        with contextlib.suppress(OSError):  # it is there by now
+            os.replace(Path(aside) / standin.name, standin)
 
 
 def names() -> list[str]:
