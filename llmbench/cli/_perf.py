@@ -108,22 +108,22 @@ def from_file(path: Path, values: dict[str, Any], given: set[str]) -> Settings:
 
 def begin(settings: Settings, how: How) -> int:
     """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
-    say = _sayer(how.quiet)
+    say = sayer(how.quiet)
     if settings.slo is not None:
         slo.parse(settings.slo)  # what is wrong is wrong now
     plan = _sealed(settings, say)
-    speech = _speech(settings, plan)
+    speech = speech_of(settings, plan)
     speech.dialect()  # a wrong name is wrong now
     if settings.out_dir is not None:
         files.make_folder(settings.out_dir, "--out-dir")
-    with _target(settings, how, say) as target:
-        speech = _ready(settings, target, speech, say)
+    with target_of(settings, how, say) as target:
+        speech = ready(settings, target, speech, say)
         folder = files.new_folder(settings.results, settings.name)
         plans.save(plan, folder / _results.PLAN)
         files.write_json(folder / _CONFIG, _without_password(settings))
         files.write_json(folder / _ENVIRONMENT, files.environment())
         rest = Rest(plan=plan, attempt=1, from_s=0.0, url="")
-        interrupted = _send(settings, rest, target, speech, folder, how)
+        interrupted = send(settings, rest, target, speech, folder, how)
     return _finish(folder, settings, how, interrupted)
 
 
@@ -132,7 +132,7 @@ def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> i
     if wrong := sorted(given - _WITH_RESUME):
         flags = ", ".join(f"--{name.removesuffix('_s').replace('_', '-')}" for name in wrong)
         raise InputError(f"--resume takes all settings from {folder}; leave {flags} out")
-    say = _sayer(how.quiet)
+    say = sayer(how.quiet)
     plan = plans.load(folder / _results.PLAN)
     _check_version(folder)
     changed = {name: values[name] for name in given & _CHANGEABLE}
@@ -140,8 +140,8 @@ def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> i
     rest = resuming.rest(folder, plan)
     say(f"resumes {folder}: {len(rest.plan.requests)} of {len(plan.requests)} requests are left")
     with _same_target(settings, rest.url, how, say) as target:
-        speech = _ready(settings, target, _speech(settings, plan), say)
-        interrupted = _send(settings, rest, target, speech, folder, how)
+        speech = ready(settings, target, speech_of(settings, plan), say)
+        interrupted = send(settings, rest, target, speech, folder, how)
     return _finish(folder, settings, how, interrupted)
 
 
@@ -168,7 +168,7 @@ def _sealed(settings: Settings, say: Say) -> plans.Plan:
     return plan
 
 
-def _speech(settings: Settings, plan: plans.Plan) -> fleet.Speech:
+def speech_of(settings: Settings, plan: plans.Plan) -> fleet.Speech:
     """The dialect that is asked for, or the one of the plan."""
     name = settings.dialect or plan.settings.dialect or "contest"
     options = dict(protocols.option_value(name, text) for text in settings.dialect_option)
@@ -179,7 +179,7 @@ def _speech(settings: Settings, plan: plans.Plan) -> fleet.Speech:
     return fleet.Speech(name=name, options=options)
 
 
-def _ready(settings: Settings, target: Target, speech: fleet.Speech, say: Say) -> fleet.Speech:
+def ready(settings: Settings, target: Target, speech: fleet.Speech, say: Say) -> fleet.Speech:
     """The dialect with the model's name in it, when the server has answered once. Raises InputError, ServingError."""
     if not settings.preflight:
         return speech
@@ -226,7 +226,7 @@ def _without_password(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, proxy=scheme + sign + rest.rpartition("@")[2] or None)
 
 
-def _send(settings: Settings, rest: Rest, target: Target, speech: fleet.Speech, folder: Path, how: How) -> bool:
+def send(settings: Settings, rest: Rest, target: Target, speech: fleet.Speech, folder: Path, how: How) -> bool:
     """Send what is to be sent, with one process or several; whether it was interrupted."""
     timeouts = _timeouts(settings)
     progress = None if how.quiet or not sys.stderr.isatty() else overwrite
@@ -253,7 +253,7 @@ def _watching(settings: Settings, target: Target) -> list[Observer]:
 
 
 @contextmanager
-def _target(settings: Settings, how: How, say: Say) -> Iterator[Target]:
+def target_of(settings: Settings, how: How, say: Say) -> Iterator[Target]:
     """The server to measure: the one named, the one on the port, or the bundled stack, launched for this run."""
     try:
         target = locate(settings.url or _on_port(settings), way=_way(settings, how))
@@ -277,7 +277,7 @@ def _target(settings: Settings, how: How, say: Say) -> Iterator[Target]:
 def _same_target(settings: Settings, url: str, how: How, say: Say) -> Iterator[Target]:
     """The server that a run was sent to: where --url says that it is now, where it was, or the bundled stack again."""
     if not url and settings.url is None:  # nothing was sent yet
-        with _target(settings, how, say) as target:
+        with target_of(settings, how, say) as target:
             yield target
     elif settings.url is None and url != _on_port(settings):
         say("launching the bundled stack again")
@@ -322,7 +322,7 @@ def _serve_arguments(settings: Settings, say: Say) -> list[str]:
     return [*flags(given), *([str(settings.config)] if settings.config else [])]
 
 
-def _sayer(quiet: bool) -> Say:
+def sayer(quiet: bool) -> Say:
     """Where notes go: stderr, so that stdout holds the result alone; nowhere when quiet."""
 
     def say(text: str) -> None:
