@@ -11,6 +11,14 @@ ROOT = Path(__file__).parents[2]
 PROMPT_TOKENS = 32
 TORCH = "torch==2.13.0"  # plain torch brings several GB of CUDA; this release has a CPU build
 
+# what `vllm bench serve` imports; the package itself is replaced by the .py files of its wheel
+VLLM_NEEDS = (
+    *(TORCH, "transformers", "aiohttp", "numpy", "tqdm", "pandas", "pillow", "pydantic", "psutil", "cloudpickle"),
+    *("regex", "msgspec", "pyzmq", "cachetools", "fastapi", "openai", "requests", "pyyaml", "blake3", "py-cpuinfo"),
+    *("einops", "prometheus_client", "sentencepiece", "tiktoken", "partial-json-parser", "datasets", "uvloop"),
+    *("pybase64", "cbor2", "openai_harmony", "mistral_common", "gguf", "depyf", "llguidance", "lm-format-enforcer"),
+)
+
 
 class Load(NamedTuple):
     """What everybody does; a rate of 0 keeps `streams` busy."""
@@ -51,6 +59,8 @@ class Contender(NamedTuple):
     command: Callable[[Job], list[str]]
     reported: Callable[[Job], Reported]
     help: Callable[[Path], list[str]]
+    wheel: str = ""
+    """A wheel of which only the .py files are taken, into the folder `src`."""
 
 
 def install(contender: Contender, cache: Path) -> str:
@@ -63,12 +73,27 @@ def install(contender: Contender, cache: Path) -> str:
         [sys.executable, "-m", "venv", str(home)],
         [str(home / "bin/pip"), "install", "-q", "--prefer-binary", *contender.packages],
         [str(home / "bin/python"), "-c", _TOKENIZER, str(home / "tokenizer"), str(ROOT / "README.md")],
+        *_only_python(contender.wheel, home),
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             return (done.stderr.strip().splitlines() or ["failed without a word"])[-1][:200]
     (home / "installed").touch()
     return ""
+
+
+def _only_python(wheel: str, home: Path) -> list[list[str]]:
+    """Commands that fetch a wheel and unpack its .py files."""
+    if not wheel:
+        return []
+    unpack = (
+        "import glob, sys, zipfile; found = zipfile.ZipFile(glob.glob(sys.argv[1] + '/*.whl')[0]); "
+        "found.extractall(sys.argv[2], [n for n in found.namelist() if n.endswith('.py') or 'dist-info' in n])"
+    )
+    return [
+        [str(home / "bin/pip"), "download", "-q", "--no-deps", "-d", str(home / "wheel"), wheel],
+        [str(home / "bin/python"), "-c", unpack, str(home / "wheel"), str(home / "src")],
+    ]
 
 
 # A byte-level tokenizer in Hugging Face's format: the peers make their prompts with one. Nothing is downloaded.
@@ -196,11 +221,15 @@ def _evalscope_reported(job: Job) -> Reported:
     return Reported(_milli(mean), _milli(high["TTFT (ms)"]), _milli(high["ITL (ms)"]))
 
 
+def _vllm_bench(home: Path) -> list[str]:
+    return [str(home / "bin/python"), str(Path(__file__).with_name("vllm_bench.py")), str(home / "src")]
+
+
 def _vllm(job: Job) -> list[str]:
     load = job.load
     pace = ("--request-rate", str(load.rate)) if load.rate else ("--max-concurrency", str(load.streams))
     return [
-        *(str(job.home / "bin/python"), str(job.home / "bench.py"), "--backend", "openai", "--base-url", job.url),
+        *(*_vllm_bench(job.home), "--backend", "openai", "--base-url", job.url),
         *("--endpoint", "/v1/completions", "--model", "oracle", "--tokenizer", str(job.home / "tokenizer")),
         *("--dataset-name", "random", "--random-input-len", str(PROMPT_TOKENS)),
         *("--random-output-len", str(load.tokens), "--num-prompts", str(load.number), "--ignore-eos"),
@@ -230,6 +259,9 @@ CONTENDERS = {
             lambda _: [sys.executable, "-m", "llmbench", "perf", "--help"],
         ),
         Contender("raw", (), _raw, _raw_reported, lambda _: [sys.executable, "-c", "import asyncio, json, argparse"]),
+        Contender(
+            "vllm", VLLM_NEEDS, _vllm, _vllm_reported, lambda home: [*_vllm_bench(home), "--help"], wheel="vllm==0.33.0"
+        ),
         Contender("guidellm", ("guidellm==0.8.1", TORCH), _guidellm, _guidellm_reported, _help("guidellm")),
         Contender("aiperf", ("aiperf==0.13.0",), _aiperf, _aiperf_reported, _help("aiperf")),
         Contender("evalscope", ("evalscope[perf]==1.14.1", TORCH), _evalscope, _evalscope_reported, _help("evalscope")),
