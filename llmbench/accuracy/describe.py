@@ -1,5 +1,6 @@
 """A comparison in words: what the screen and the Markdown summary say, verdict first."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -76,17 +77,18 @@ def _coverage(found: Comparison) -> Iterator[str]:
 def _gate(gate: GateResult) -> tuple[str, Tone]:
     tones: dict[str, Tone] = {"passed": "good", "failed": "bad", "not decided": "doubt", "not asked": "plain"}
     sign = "<=" if gate.bound == "at most" else ">="
-    return f"  {gate.verdict:<11}  {gate.what}: {_interval(gate)} {sign} {gate.limit:g}  ({gate.source})", tones[
+    return f"  {gate.verdict:<11}  {gate.what}: {interval(gate)} {sign} {gate.limit:g}  ({gate.source})", tones[
         gate.verdict
     ]
 
 
-def _interval(gate: GateResult) -> str:
+def interval(gate: GateResult) -> str:
+    """A figure, or from where to where it may lie."""
     if gate.low is None or gate.high is None:
         return "-"
     if gate.low == gate.high:
         return f"{gate.low:.3g}"
-    return f"{gate.low:.3g} to {gate.high:.3g}"
+    return f"{gate.low:.3g} to {'?' if math.isinf(gate.high) else f'{gate.high:.3g}'}"
 
 
 def _figures(found: Comparison) -> Iterator[str]:

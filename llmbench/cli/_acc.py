@@ -6,12 +6,16 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from llmbench import protocols
 from llmbench.accuracy import compare as comparing
-from llmbench.accuracy import describe, replay
+from llmbench.accuracy import describe, drill, replay
 from llmbench.accuracy.compare import Options
+from llmbench.accuracy.legacy import legacy
+from llmbench.cli import _acc_files
+from llmbench.cli._acc_files import Outputs
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError
 from llmbench.logits import contest
@@ -49,7 +53,7 @@ def check(base: Path, load: Load, stack: Stack, every: int | None, results: Path
         raise InputError(f"--every {every}: {base} was captured with {base_dump.header.every}; leave --every out")
     folder = files.new_folder(results, "acc")
     _capture(folder / "file_npy", load, stack, every, folder / "journal.jsonl")
-    status = compare_folders(base, folder / "file_npy", json)
+    status = compare_folders(base, folder / "file_npy", Outputs(json=json))
     print(f"files: {folder}")
     return status
 
@@ -68,13 +72,43 @@ def dump(out: Path, load: Load, stack: Stack, every: int) -> None:
         raise InputError(f"no answer is long enough to reach an index divisible by {every}: take a smaller --every")
 
 
-def compare_folders(base: Path, new: Path, json: Path | None, options: Options = Options()) -> int:
-    """Compare, print; the exit status."""
-    comparison, _ = comparing.compare(base, new, options)
-    if json is not None:
-        files.write_json(json, comparison)
+def compare_folders(
+    base: Path, new: Path, outputs: Outputs, options: Options = Options(), *, with_legacy: bool = False
+) -> int:
+    """Compare, print, write what was asked for; the exit status."""
+    comparison, rows = comparing.compare(base, new, options)
     show(Terminal(), comparison)
+    if with_legacy:
+        _say_legacy(base, new)
+    _acc_files.write(outputs, comparison, rows)
     return describe.EXIT[comparison.verdict]
+
+
+def show_rows(base: Path, new: Path | None, request_id: str, step: int | None) -> None:
+    """A table for each row: the likeliest ids on both sides."""
+    console = Terminal()
+    for row in drill.look(base, new, request_id, step):
+        place = f"step {row.step}, index {row.index}" if row.step is not None else f"index {row.index}"
+        table = Table("id", "base", "new", "p", "q", title=f"{row.request_id}, {place}, batch {row.batch_size}")
+        for entry in row.entries:
+            differs = " *" if entry.vocab_id == row.worst else ""
+            table.add_row(f"{entry.vocab_id}{differs}", *map(_cell, (entry.base, entry.new, entry.p, entry.q)))
+        console.print(table)
+        if row.worst is not None:
+            console.print("* differs most")
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _say_legacy(base: Path, new: Path) -> None:
+    """What the contest's script would have said, and that its exit status would be 0 all the same."""
+    found = legacy(base, new)
+    print(
+        f"contest's script: {found.says}; {found.num_close} of {found.num_files} files within np.allclose(new, base, "
+        f"atol=5e-3){'' if found.passed is None else ', exit 0'}"
+    )
 
 
 def show(console: Console, comparison: comparing.Comparison) -> None:

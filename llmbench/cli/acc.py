@@ -7,7 +7,8 @@ import typer
 
 app = typer.Typer(
     help="Check the logits of a stack against base logits: `acc --base DIR` replays and compares, `acc dump` makes a "
-    "base, `acc compare` compares two folders. Exit 0: passed, 1: values differ, 3: rows are missing or broken."
+    "base, `acc compare` compares two captures, `acc show` looks at a row. Exit 0: passed, 1: values differ, 3: rows "
+    "are missing or broken, 4: inconclusive."
 )
 
 Number = Annotated[int, typer.Option("-n", "--num-requests", min=1, help="The first so many samples.")]
@@ -75,11 +76,54 @@ def dump(
 
 @app.command()
 def compare(
-    base: Annotated[Path, typer.Argument(help="Folder of base logits.")],
-    new: Annotated[Path, typer.Argument(help="Folder of the logits to check.")],
+    base: Annotated[Path, typer.Argument(help="Base logits: a capture, or a folder of contest files.")],
+    new: Annotated[Path, typer.Argument(help="The logits to check.")],
+    profile: Annotated[
+        str | None, typer.Option(help="How much may differ: bitwise, contest, fp32, fp16, bf16, w8, w4, serving.")
+    ] = None,
+    allow_missing: Annotated[int, typer.Option(min=0, help="Rows that may be on one side only.")] = 0,
+    allow_copy: Annotated[bool, typer.Option("--allow-copy", help="The new rows may be the base itself.")] = False,
+    load_batch: Annotated[float | None, typer.Option(help="Mean batch of the load that the rows stand for.")] = None,
+    ulp: Annotated[bool, typer.Option("--ulp", help="Count representable numbers between all values, too.")] = False,
+    legacy: Annotated[bool, typer.Option("--legacy", help="Say also what the contest's script would say.")] = False,
     json: Json = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a summary in Markdown there.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page there.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Write the figures of every row there, as .npz.")] = None,
 ) -> None:
-    """Compare two folders of logits, ours or the contest's."""
+    """Compare two captures, ours or the contest's. Exit 0: passed, 1: failed, 3: not comparable, 4: inconclusive."""
+    from llmbench.accuracy.compare import Options
+    from llmbench.cli import _acc
+    from llmbench.cli._acc_files import Outputs
+
+    options = Options(
+        profile=profile, allow_missing=allow_missing, allow_copy=allow_copy, load_batch=load_batch, ulp=ulp
+    )
+    outputs = Outputs(json=json, junit=junit, markdown=markdown, html=html, rows=rows)
+    raise typer.Exit(_acc.compare_folders(base, new, outputs, options, with_legacy=legacy))
+
+
+@app.command()
+def show(
+    capture: Annotated[Path, typer.Argument(help="A capture, or a folder of contest files with its manifest.")],
+    request: Annotated[str, typer.Argument(help="The id of a request.")],
+    step: Annotated[int | None, typer.Option(help="One step of it; in contest folders, an index.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another capture, beside it.")] = None,
+) -> None:
+    """Show the likeliest tokens of a request's rows, in one capture or in two."""
     from llmbench.cli import _acc
 
-    raise typer.Exit(_acc.compare_folders(base, new, json))
+    _acc.show_rows(capture, against, request, step)
+
+
+@app.command("convert-pickle")
+def convert_pickle(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Contest folder whose .npy files hold pickles.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+) -> None:
+    """Make plain arrays of .npy files that hold pickled mindspore Tensors, in a process that can do nothing else."""
+    from llmbench.logits import pickles
+
+    num_pickles, num_plain = pickles.convert(source, out)
+    typer.echo(f"{out}: {num_pickles} pickles made plain, {num_plain} were plain already")
