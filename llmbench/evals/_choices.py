@@ -48,6 +48,19 @@ def read_rows(path: Path, width: int) -> list[list[str]]:
     return rows
 
 
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """These columns of the rows below a header. Raises InputError that names the column or the row."""
+    head, *rows = read_rows(path, 1) or [[]]
+    missing = next((name for name in columns if name not in head), None)
+    if missing is not None:
+        raise InputError(f"{path}: the first row names no column {missing!r}")
+    short = next((number for number, row in enumerate(rows, 2) if len(row) < len(head)), None)
+    if short is not None:
+        raise InputError(f"{path}: row {short} has {len(rows[short - 2])} columns instead of {len(head)}")
+    places = {name: head.index(name) for name in columns}
+    return [{name: row[place] for name, place in places.items()} for row in rows]
+
+
 def letter(text: str, path: Path, number: int) -> str:
     """The right answer as a file has it. Raises InputError when it is none of the letters."""
     if text not in tuple(LETTERS):

@@ -23,7 +23,9 @@ ANSWER = "答案："  # noqa: RUF001
 MAPPING_FILE = "subject_mapping.json"
 """The set's own {subject: [English, Chinese, category]}; where it is there, it wins over what is known here."""
 
-_COLUMNS = ("id", "question", "A", "B", "C", "D", "answer")
+_COLUMNS = ("id", "question", "A", "B", "C", "D", "answer")  # dev has explanations, too; test has no answers
+
+Row = Mapping[str, str]
 
 
 def evaluation(options: Options) -> "Ceval":
@@ -69,46 +71,40 @@ class Ceval:
         return _choices.summaries(marked)
 
     def _subject(self, folder: Path, subject: str, mapping: Mapping[str, tuple[str, str]]) -> list[Item]:
-        chinese, category = mapping.get(subject, (subject, "Other"))
         path = folder / self.split / f"{subject}_{self.split}.csv"
-        rows = _rows(path)
-        examples = _rows(folder / "dev" / f"{subject}_dev.csv")[: self.shots] if self.shots else []
+        rows = _choices.read_table(path, _COLUMNS)
+        shown = folder / "dev" / f"{subject}_dev.csv"
+        examples = _choices.read_table(shown, _COLUMNS)[: self.shots] if self.shots else []
         if len(examples) < self.shots:
-            raise InputError(
-                f"{folder / 'dev' / subject}_dev.csv: {len(examples)} rows are too few for {self.shots} shots"
-            )
-        items = []
-        for number, row in enumerate(rows):
-            prompt, shots = _choices.fitted(
-                lambda count, row=row: prompt_of(chinese, examples[:count], row),  # type: ignore[misc]
-                len(examples),
-                self._count_tokens,
-            )
-            items.append(
-                Item(
-                    id=f"{subject}/{row[0]}",
-                    group=subject,
-                    category=category,
-                    truth=_choices.letter(row[6], path, number + 2),
-                    asks=(_choices.ask(prompt, self.mode, self.max_new_tokens),),
-                    shots=shots,
-                )
-            )
-        return items
+            raise InputError(f"{shown}: {len(examples)} rows are too few for {self.shots} shots")
+        names = mapping.get(subject, (subject, "Other"))
+        return [self._item(subject, names, number, row, examples, path) for number, row in enumerate(rows)]
+
+    def _item(
+        self, subject: str, names: tuple[str, str], number: int, row: Row, examples: Sequence[Row], path: Path
+    ) -> Item:
+        chinese, category = names
+        prompt, shots = _choices.fitted(
+            lambda count: prompt_of(chinese, examples[:count], row), len(examples), self._count_tokens
+        )
+        return Item(
+            id=f"{subject}/{row['id']}",
+            group=subject,
+            category=category,
+            truth=_choices.letter(row["answer"], path, number + 2),
+            asks=(_choices.ask(prompt, self.mode, self.max_new_tokens),),
+            shots=shots,
+        )
 
 
-def prompt_of(chinese: str, examples: Sequence[Sequence[str]], row: Sequence[str]) -> str:
+def prompt_of(chinese: str, examples: Sequence[Row], row: Row) -> str:
     """The header, answered examples, the question."""
-    shown = "".join(f"{_choices.block(one[1], one[2:6], ANSWER)}{one[6]}\n\n" for one in examples)
-    return HEADER.format(chinese) + shown + _choices.block(row[1], row[2:6], ANSWER)
+    shown = "".join(f"{_block(one)}{one['answer']}\n\n" for one in examples)
+    return HEADER.format(chinese) + shown + _block(row)
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """The rows below the header; dev has a further column with explanations."""
-    head, *rows = _choices.read_rows(path, 6) or [[]]
-    if tuple(head[:7]) != _COLUMNS:
-        raise InputError(f"{path}: the first row must name {', '.join(_COLUMNS)}; the test split has no answers")
-    return rows
+def _block(row: Row) -> str:
+    return _choices.block(row["question"], [row[name] for name in _choices.LETTERS], ANSWER)
 
 
 def _own_mapping(folder: Path) -> dict[str, tuple[str, str]]:

@@ -70,16 +70,8 @@ class TruthfulQA:
     def items(self, folder: Path) -> list[Item]:
         """Every row of the file, with its category as the group."""
         path = folder / FILE
-        head, *rows = _choices.read_rows(path, 6) or [[]]
         columns = ("Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers")
-        missing = next((name for name in columns if name not in head), None)
-        if missing is not None:
-            raise InputError(f"{path}: the first row names no column {missing!r}")
-        places = {name: head.index(name) for name in columns}
-        return [
-            self._item(number, {name: row[place] for name, place in places.items()}, path)
-            for number, row in enumerate(rows)
-        ]
+        return [self._item(number, row, path) for number, row in enumerate(_choices.read_table(path, columns))]
 
     def mark(self, item: Item, replies: Sequence[Reply]) -> Mark:
         """The three numbers from the sums of the answers' log-probabilities."""

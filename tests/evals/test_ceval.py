@@ -90,5 +90,13 @@ def test_a_file_without_answers_is_refused(tmp_path: Path) -> None:
     for split in ("dev", "val"):
         (tmp_path / split).mkdir()
         (tmp_path / split / f"logic_{split}.csv").write_text("id,question,A,B,C,D\n0,q,a,b,c,d\n")
-    with pytest.raises(InputError, match="the test split has no answers"):
+    with pytest.raises(InputError, match="val/logic_val.csv: the first row names no column 'answer'"):
+        EVALUATION.items(tmp_path)
+
+
+def test_a_row_that_is_too_short_is_refused_with_its_number(tmp_path: Path) -> None:
+    for split in ("dev", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / f"logic_{split}.csv").write_text("id,question,A,B,C,D,answer\n0,q,a,b,c,d\n")
+    with pytest.raises(InputError, match="row 2 has 6 columns instead of 7"):
         EVALUATION.items(tmp_path)
