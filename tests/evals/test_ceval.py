@@ -90,7 +90,7 @@ def test_a_file_without_answers_is_refused(tmp_path: Path) -> None:
     for split in ("dev", "val"):
         (tmp_path / split).mkdir()
         (tmp_path / split / f"logic_{split}.csv").write_text("id,question,A,B,C,D\n0,q,a,b,c,d\n")
-    with pytest.raises(InputError, match="val/logic_val.csv: the first row names no column 'answer'"):
+    with pytest.raises(InputError, match=r"val/logic_val\.csv: the first row names no column 'answer'"):
         EVALUATION.items(tmp_path)
 
 
