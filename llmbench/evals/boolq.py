@@ -80,5 +80,6 @@ class BoolQ:
     def _asks(self, prompt: str) -> tuple[Ask, ...]:
         if self.mode == "logprob":
             return tuple(Ask(prompt=f"{prompt} {word}", want="prompt") for word in ANSWERS)
-        want = {"next": "next", "first_word": "text"}[self.mode]
-        return (Ask(prompt=prompt, want="next" if want == "next" else "text", max_new_tokens=self.max_new_tokens),)
+        if self.mode == "next":
+            return (Ask(prompt=prompt, want="next"),)
+        return (Ask(prompt=prompt, max_new_tokens=self.max_new_tokens),)
