@@ -60,6 +60,10 @@ class Events:
         end = len(data) - 2
         if data.find(b"\n") == end and data.endswith(b"\n\n") and data.startswith(b"data: ") and self._fresh:
             return [data[6:end].removesuffix(b"\r")]  # one whole event, as servers send them
+        if data.endswith(b"\n\n") and self._fresh and b"\r" not in data:
+            events = data[:end].split(b"\n\n")
+            if data.count(b"\n") == 2 * len(events) and all(event.startswith(b"data: ") for event in events):
+                return [event[6:] for event in events]  # several, of one line each
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [payload for line in lines for payload in self._line(line.removesuffix(b"\r"))]
 
