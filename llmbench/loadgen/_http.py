@@ -3,6 +3,7 @@
 from enum import Enum, auto
 
 _MAX_HEAD_BYTES = 64 * 1024
+_PLAIN_SIZE_BYTES = 12
 _MAX_LINE_BYTES = 4 * 1024  # a chunk's size line with extensions, or one trailer
 
 
@@ -47,6 +48,10 @@ class ResponseParser:
         while position < len(data) and self._expect is not _Expect.HEAD:
             if self._expect is _Expect.NOTHING:
                 raise HttpError("more bytes than the response has")
+            if self._expect is _Expect.CHUNK_SIZE:
+                position = _whole_chunks(data, position, body)
+                if position == len(data):
+                    break
             after = self._step(data, position, body)
             if after == position:  # a line is not whole yet
                 self._buffer = data[position:]
@@ -122,11 +127,6 @@ class ResponseParser:
         line = data[position:end].rstrip(b"\r")
         if self._expect is _Expect.CHUNK_SIZE:
             self._chunk_size(line)
-            behind = end + 1 + self._left
-            if self._left and data[behind : behind + 2] == b"\r\n":  # all of the chunk is here, as almost always
-                body.append(data[end + 1 : behind])
-                self._expect = _Expect.CHUNK_SIZE
-                return behind + 2
         elif self._expect is _Expect.CHUNK_END:
             if line:
                 raise HttpError("a chunk is longer than its size")
@@ -152,3 +152,19 @@ class ResponseParser:
         if self._left < 0:
             raise HttpError(f"wrong chunk size {digits[:20]!r}")
         self._expect = _Expect.CHUNK if self._left else _Expect.TRAILERS
+
+
+def _whole_chunks(data: bytes, position: int, body: list[bytes]) -> int:
+    """Take the chunks that are here to their ends, as almost all are; where something else begins."""
+    while True:
+        end = data.find(b"\r\n", position, position + _PLAIN_SIZE_BYTES)
+        digits = data[position:end] if end > position else b""
+        try:
+            size = int(digits, 16) if digits.isalnum() else 0  # extensions, signs and the last chunk are for `_step`
+        except ValueError:
+            size = 0
+        behind = end + 2 + size
+        if not size or data[behind : behind + 2] != b"\r\n":
+            return position
+        body.append(data[end + 2 : behind])
+        position = behind + 2
