@@ -8,9 +8,11 @@ import pytest
 
 from llmbench.errors import InputError
 from llmbench.metrics import foreign
-from llmbench.metrics.definitions import vllm
+from llmbench.metrics.definitions import guidellm, vllm
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "contest_baseline_result_0.5_x.json"
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "guidellm_report.json"
 
 VLLM: dict[str, Any] = {
     "backend": "vllm",
@@ -142,6 +144,30 @@ def test_a_report_of_guidellm_has_both_instants_of_a_request() -> None:
     assert requests["icl"].num == requests["itl"].num == 0
     assert found.load == "constant, 2 per second"
     assert any("1 of 3" in note for note in found.notes)
+
+
+def test_the_definitions_of_guidellm_give_what_guidellm_itself_has_printed() -> None:
+    """The report is of guidellm 0.8.1 on `llmbench serve --engine stub`, cut down to the keys that are read:
+
+    guidellm run --backend kind=openai_http,target=…,request_format=/v1/completions,model=embedded
+    --profile kind=poisson,rate=5 --constraint kind=max_requests,count=20
+    --data kind=synthetic_text,prompt_tokens=16,output_tokens=32 --tokenizer kind=hf_auto,model=tok
+    --output kind=json,path=bench.json
+    """
+    report = json.loads(GOLDEN.read_bytes())
+    (found,) = foreign.read(GOLDEN.read_bytes(), GOLDEN.name)
+    ours = {figure.name: figure.value for figure in guidellm.figures(found.traces)}
+    names = {
+        "Request latency": "request_latency",
+        "TTFT": "time_to_first_token_ms",
+        "ITL": "inter_token_latency_ms",
+        "TPOT": "time_per_output_token_ms",
+    }
+    for name, theirs in names.items():
+        printed = report["benchmarks"][0]["metrics"][theirs]["successful"]
+        assert ours[f"{name}, Mean"] == pytest.approx(printed["mean"], rel=1e-4)
+        assert ours[f"{name}, Mdn"] == pytest.approx(printed["median"], rel=1e-4)
+        assert ours[f"{name}, p95"] == pytest.approx(printed["percentiles"]["p95"], rel=1e-4)
 
 
 def test_a_request_of_guidellm_that_failed_is_lost() -> None:
