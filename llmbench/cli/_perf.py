@@ -11,9 +11,10 @@ import msgspec
 
 from llmbench import __version__, config, protocols
 from llmbench.cli import _plan, _results
+from llmbench.cli._evidence import CALIBRATION
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
-from llmbench.loadgen import fleet, journal, preflight
+from llmbench.loadgen import calibrate, fleet, journal, preflight
 from llmbench.loadgen import resume as resuming
 from llmbench.loadgen.client import Timeouts
 from llmbench.loadgen.monitor import monitor
@@ -61,6 +62,7 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     preflight: bool
     metrics_url: str | None
     slo: str | None
+    calibrate: bool
     allow: list[str]
     plan: Path | None
     model: str | None
@@ -122,6 +124,10 @@ def begin(settings: Settings, how: How) -> int:
         plans.save(plan, folder / _results.PLAN)
         files.write_json(folder / _CONFIG, _without_password(settings))
         files.write_json(folder / _ENVIRONMENT, files.environment())
+        if settings.calibrate:
+            say("calibrating: what this client adds to times at the planned load")
+            found = calibrate.preflight(plan, speech.name, concurrency=settings.concurrency)
+            calibrate.save(found, folder / CALIBRATION)
         rest = Rest(plan=plan, attempt=1, from_s=0.0, url="")
         interrupted = send(settings, rest, target, speech, folder, how)
     return _finish(folder, settings, how, interrupted)

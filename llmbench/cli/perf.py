@@ -104,6 +104,9 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     metrics_url: Annotated[
         str | None, typer.Option(metavar="URL|off", help="The server's own counters.  [default: its /metrics, if any]")
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure the client's own error at this load first; 3 s.")
+    ] = False,
     slo: Annotated[
         str | None, typer.Option(metavar="LIST", help="Objectives, as in ttft:p99<500ms,tpot:p95<40ms,e2el<2s.")
     ] = None,
