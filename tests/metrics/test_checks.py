@@ -120,3 +120,11 @@ def test_a_resumed_run_proves_nothing_for_sure() -> None:
 def test_what_failed_outweighs_what_is_unsure() -> None:
     outcomes = checks.check(Evidence(traces=[trace(i, tokens=2) for i in range(50)], seams_s=[0.2]))
     assert checks.verdict(outcomes) == "INVALID"
+
+
+def test_instants_out_of_order_are_found() -> None:
+    run = [trace(i) for i in range(50)]
+    assert answers.instants_in_order(Evidence(traces=run)).verdict == "ok"
+    run[3].done_ns = run[3].stamps_ns[0] - 1
+    outcome = answers.instants_in_order(Evidence(traces=run))
+    assert (outcome.value, outcome.verdict) == (1, "failed")

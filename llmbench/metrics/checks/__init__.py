@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from llmbench.errors import InputError
-from llmbench.metrics.checks.answers import all_answered, output_lengths
+from llmbench.metrics.checks.answers import all_answered, instants_in_order, output_lengths
 from llmbench.metrics.checks.cache import as_declared, repeats
 from llmbench.metrics.checks.client import busy, client_bound, instrument_error, stalled
 from llmbench.metrics.checks.pace import arrivals_as_declared, in_one_piece, own_lateness, rate_kept
@@ -27,6 +27,7 @@ EXIT: dict[RunVerdict, int] = {"VALID": 0, "INVALID": 3, "INCONCLUSIVE": 4}
 CHECKS: tuple[Callable[[Evidence], Check], ...] = (
     all_answered,
     output_lengths,
+    instants_in_order,
     tokens_counted,
     streams_at_all,
     not_coalesced,

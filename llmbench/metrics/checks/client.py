@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from llmbench.clock import seconds
 from llmbench.metrics import Trace
 from llmbench.metrics.checks.pace import OWN_CORES
 from llmbench.metrics.evidence import Check, Evidence, Sample, own_error_limit_s
@@ -117,10 +116,12 @@ def _busiest(samples: Sequence[Sample]) -> float | None:
     """CPU time over time in the busiest 5 s, or in all of a shorter run."""
     if sum(sample.span_s for sample in samples) < _FEWEST_S:
         return None
-    shares = []
+    shares, first, span_s, cpu_s = [], 0, 0.0, 0.0
     for number, last in enumerate(samples):
-        window = [s for s in samples[: number + 1] if seconds(s.at_ns, last.at_ns) < _BUSIEST_S]
-        span_s = sum(sample.span_s for sample in window)
-        if span_s >= _BUSIEST_S * 0.9 or number == len(samples) - 1:
-            shares.append(sum(sample.cpu_s for sample in window) / span_s)
+        span_s, cpu_s = span_s + last.span_s, cpu_s + last.cpu_s
+        while span_s - samples[first].span_s >= _BUSIEST_S * 0.99:  # samples are a second, and a little more
+            span_s, cpu_s = span_s - samples[first].span_s, cpu_s - samples[first].cpu_s
+            first += 1
+        if span_s >= _BUSIEST_S * 0.99 or number == len(samples) - 1:
+            shares.append(cpu_s / span_s)
     return max(shares)
