@@ -131,9 +131,9 @@ def _split(url: str, flag: str) -> _Parts:
 
 def _try(target: Target, timeout_s: float) -> str:
     """Connect once; what failed. Through a proxy only the way to it is tried."""
+    context = target.tls() if target.way.proxy is None else None
     try:
         with socket.create_connection((target.host, target.port), timeout=timeout_s) as connection:
-            context = target.tls() if target.way.proxy is None else None
             if context is not None:
                 context.wrap_socket(connection, server_hostname=target.tls_name).close()
     except ssl.SSLCertVerificationError as error:

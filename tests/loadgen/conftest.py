@@ -81,13 +81,14 @@ class ToyServer:
         self._ready.set()
         await self._stopped.wait()
         server.close()
-        await asyncio.sleep(0)  # a task that was never begun could not close its socket when it is cancelled
+        await asyncio.sleep(0.01)  # a task that was never begun could not close its socket when it is cancelled
         for writer in self._writers:
             writer.transport.abort()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # sockets are closed in a later turn of the loop
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
