@@ -25,12 +25,12 @@ class Work:
         self._sides = base, new
         self._numbers = base_numbers, new_numbers
         self._ulp = ulp
-        self._vocab_size = base.vocab_size
+        self._vocab_size = base.vocab_size or new.vocab_size or 1  # contest files do not say, and may be unreadable
         self._dtype = dtype_of(base)
         self.figures: Figures = np.zeros(len(base_numbers), FIGURES)
         self.findings: dict[int, list[Finding]] = {}
         self._whole = base.whole(base_numbers), new.whole(new_numbers)
-        self._num_rows = max(1, min(_MOST_ROWS, BLOCK_VALUES // max(1, self._vocab_size)))
+        self._num_rows = max(1, min(_MOST_ROWS, BLOCK_VALUES // self._vocab_size))
         self._lock = threading.Lock()
 
     @property

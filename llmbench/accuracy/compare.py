@@ -31,7 +31,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     Up to `allow_missing` rows may have no counterpart. `allow_copy`: the new rows may be the base itself. `ulp` also
     takes every value's distance in representable numbers. `load_batch` is the mean batch of the load that the rows are
-    to stand for.
+    to stand for, `config` the hash of the settings of the server that took it.
     """
 
     profile: str | None = None
@@ -39,6 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     allow_copy: bool = False
     ulp: bool = False
     load_batch: float | None = None
+    config: str | None = None
     threads: int | None = None
 
 
@@ -170,6 +171,7 @@ def compare(base: Path, new: Path, options: Options = Options()) -> tuple[Compar
     sides = open_side(base), open_side(new)
     try:
         _check_kinds(*sides)
+        _check_config(sides[1], options.config)
         name = options.profile or _default_profile(*sides)
         profile = profiles.get(name)
         joined = join(*sides)
@@ -199,20 +201,33 @@ def _default_profile(base: Side, new: Side) -> str:
 
 def _check_kinds(base: Side, new: Side) -> None:
     """Captures of different kinds of rows have no verdict."""
-    if isinstance(base, ContestSide) and isinstance(new, ContestSide) and base.dump.header and new.dump.header:
-        pairs = [("every", base.dump.header.every, new.dump.header.every)]
-        if base.dump.header.vocab_size != new.dump.header.vocab_size:
-            pairs.append(("vocab_size", base.dump.header.vocab_size, new.dump.header.vocab_size))
-    elif isinstance(base, StoreSide) and isinstance(new, StoreSide):
-        theirs, ours = base.store.manifest, new.store.manifest
-        pairs = [("vocab_size", theirs.vocab_size, ours.vocab_size)]
-        if theirs.tokenizer and ours.tokenizer:
-            pairs.append(("tokenizer", theirs.tokenizer, ours.tokenizer))  # type: ignore[arg-type]
-    else:
-        pairs = [("vocab_size", base.vocab_size, new.vocab_size)] if len(base.rows) and len(new.rows) else []
-    for field, wanted, found in pairs:
-        if wanted != found:
-            raise InvalidMeasurement(f"{base.path} was captured with {field} {wanted}, {new.path} with {found}")
+    theirs, ours = _declared(base), _declared(new)
+    for field in theirs.keys() & ours.keys():
+        if theirs[field] != ours[field]:
+            raise InvalidMeasurement(
+                f"{base.path} was captured with {field} {theirs[field]}, {new.path} with {ours[field]}"
+            )
+
+
+def _declared(side: Side) -> dict[str, int | str]:
+    """What a capture says of its rows that both sides must have alike."""
+    if isinstance(side, StoreSide):
+        manifest = side.store.manifest
+        tokenizer = {"tokenizer": manifest.tokenizer} if manifest.tokenizer else {}
+        return {"vocab_size": manifest.vocab_size, **tokenizer}
+    header = side.dump.header
+    return {} if header is None else {"vocab_size": header.vocab_size, "every": header.every}
+
+
+def _check_config(new: Side, wanted: str | None) -> None:
+    """Rows of a server with other settings than the timed one's say nothing about it."""
+    if wanted is None:
+        return
+    found = new.store.manifest.config if isinstance(new, StoreSide) else ""
+    if found != wanted:
+        raise InvalidMeasurement(
+            f"{new.path} was captured from a server with settings {found or 'unknown'}; the load ran with {wanted}"
+        )
 
 
 class _Seen:
@@ -268,7 +283,7 @@ class _Seen:
         flips, unexplained = seen.flips, seen.unexplained
         num = len(seen.rows)
         share = judge.wilson(num - int(flips.sum()), num)
-        order = np.argsort(-seen.rows["kld"], kind="stable")
+        order = np.lexsort((-seen.rows["max_abs"], -seen.rows["kld"]))
         requests = Counter(self.rows.request[finite].tolist())
         return Comparison(
             verdict=verdict,
@@ -373,11 +388,18 @@ class _Seen:
                 yield f"{side.path}: {side.store.num_torn} rows at its end are not whole and were left out"
         if isinstance(base, ContestSide) and isinstance(new, ContestSide) and base.files == new.files and base.files:
             yield f"every file of {new.path} has the name of one in {base.path}, time included: it may be a copy"
+        if self._fingerprints_differ() and len(self.rows.figures) and self.rows.figures["equal"].all():
+            yield "every row equals the base bit by bit, although the weights are others: they may be kept answers"
         if self._joined.by == "file name":
             yield (
                 "joined by the order of names within each contest key, which assumes that both runs sent their "
                 "requests in one order; whether rows saw the same tokens is not known"
             )
+
+    def _fingerprints_differ(self) -> bool:
+        about = (_info(side).about.get("fingerprint") for side in (self._base, self._new))
+        theirs, ours = about
+        return bool(theirs and ours and theirs != ours)
 
     def _num_diverged(self) -> int:
         at = self._joined.base[self._joined.status == AT_DIVERGENCE]

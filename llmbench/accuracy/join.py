@@ -47,13 +47,11 @@ def join(base: Side, new: Side) -> Joined:
     else:
         keys = _name_keys(base, new)
     findings = list(base.findings) + list(new.findings)
-    places = []
-    for side, side_keys in zip((base, new), keys, strict=True):
-        place, double = _unique(side, side_keys)
-        places.append(place)
-        findings += double
-    theirs, ours = places
-    findings += _alone("missing", base, theirs, new, ours) + _alone("extra", new, ours, base, theirs)
+    (theirs, their_doubles), (ours, our_doubles) = (
+        _unique(side, side_keys) for side, side_keys in zip((base, new), keys, strict=True)
+    )
+    findings += their_doubles + our_doubles
+    findings += _alone("missing", base, theirs, new, set(keys[1])) + _alone("extra", new, ours, base, set(keys[0]))
     pairs = sorted((number, ours[key]) for key, number in theirs.items() if key in ours)
     base_numbers = np.array([pair[0] for pair in pairs], np.int64)
     new_numbers = np.array([pair[1] for pair in pairs], np.int64)
@@ -135,10 +133,10 @@ def _unique(side: Side, keys: Sequence[Hashable]) -> tuple[dict[Hashable, int], 
     return {key: numbers[0] for key, numbers in rows.items() if len(numbers) == 1}, findings
 
 
-def _alone(kind: Kind, side: Side, keys: Keys, far: Side, far_keys: Keys) -> list[Finding]:
+def _alone(kind: Kind, side: Side, keys: Keys, far: Side, far_keys: set[Hashable]) -> list[Finding]:
     """Rows of one side without a counterpart on the other."""
     message = f"is in {side.path} but not in {far.path}"
-    return [_finding(kind, side, keys[key], message) for key in keys.keys() - far_keys.keys()]
+    return [_finding(kind, side, keys[key], message) for key in keys.keys() - far_keys]
 
 
 def _check_prompts(base: Side, new: Side, base_numbers: Int64, new_numbers: Int64) -> list[Finding]:

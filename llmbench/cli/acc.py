@@ -84,6 +84,7 @@ def compare(
     allow_missing: Annotated[int, typer.Option(min=0, help="Rows that may be on one side only.")] = 0,
     allow_copy: Annotated[bool, typer.Option("--allow-copy", help="The new rows may be the base itself.")] = False,
     load_batch: Annotated[float | None, typer.Option(help="Mean batch of the load that the rows stand for.")] = None,
+    config: Annotated[str | None, typer.Option(help="Hash of the settings that the load's server ran with.")] = None,
     ulp: Annotated[bool, typer.Option("--ulp", help="Count representable numbers between all values, too.")] = False,
     legacy: Annotated[bool, typer.Option("--legacy", help="Say also what the contest's script would say.")] = False,
     json: Json = None,
@@ -98,7 +99,12 @@ def compare(
     from llmbench.cli._acc_files import Outputs
 
     options = Options(
-        profile=profile, allow_missing=allow_missing, allow_copy=allow_copy, load_batch=load_batch, ulp=ulp
+        profile=profile,
+        allow_missing=allow_missing,
+        allow_copy=allow_copy,
+        load_batch=load_batch,
+        config=config,
+        ulp=ulp,
     )
     outputs = Outputs(json=json, junit=junit, markdown=markdown, html=html, rows=rows)
     raise typer.Exit(_acc.compare_folders(base, new, outputs, options, with_legacy=legacy))
