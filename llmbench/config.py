@@ -41,7 +41,7 @@ def build(values: dict[str, Any], kind: type[T], source: str) -> T:
 
 def _path(kind: type, value: Any) -> Any:
     """A path from its text; the one type in a settings struct that msgspec does not know."""
-    if kind is not Path or not isinstance(value, str):
+    if kind is not Path or not isinstance(value, str | Path):
         raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
     return Path(value)
 
