@@ -71,10 +71,10 @@ def under_load(run: Evidence) -> Check:
     Where the backlog grows without end that is why.
     """
     done = answered(run.traces) if run.steady_rate is not None and keeps_up(run).verdict == "ok" else []
-    sent = [trace.sent_ns for trace in run.traces if trace.sent_ns is not None]
+    last_ns = max((trace.sent_ns for trace in run.traces if trace.sent_ns is not None), default=0)
     value = None
     if len(done) >= _FEWEST:
-        value = sum((trace.done_ns or 0) > max(sent) for trace in done) / len(done)
+        value = sum((trace.done_ns or 0) > last_ns for trace in done) / len(done)
     longest_s = max((v for trace in done if (v := per_request.service_time.of(trace)) is not None), default=0.0)
     return Check(
         id="drain",

@@ -1,6 +1,6 @@
 """Checks of the streams: tokens counted once, one by one, and not all at the end."""
 
-from llmbench.metrics import per_request
+from llmbench.metrics import Trace, per_request
 from llmbench.metrics.evidence import TOLERANCE, Check, Evidence, answered
 
 _COALESCED = 0.5
@@ -35,9 +35,10 @@ def tokens_counted(run: Evidence) -> Check:
 def not_coalesced(run: Evidence) -> Check:
     """The share of pieces of answers that came in one read with the piece before.
 
-    The gap before such a piece is not the server's. With more than half of them the median of ICL is not either.
+    The gap before such a piece is not the server's. With more than half of them the median of ICL is not.
+    Answers that were there within 50 ms are left out: of these nobody reads the gaps.
     """
-    streamed = [trace for trace in answered(run.traces) if trace.num_pieces > 1 and trace.stamps_ns]
+    streamed = [trace for trace in _slow(run) if trace.num_pieces > 1]
     gaps = sum(trace.num_pieces - 1 for trace in streamed)
     value = sum(trace.num_pieces - len(trace.stamps_ns) for trace in streamed) / gaps if gaps else None
     return Check(
@@ -54,13 +55,7 @@ def not_coalesced(run: Evidence) -> Check:
 
 def streams_at_all(run: Evidence) -> Check:
     """The share of answers of 8 tokens and more whose tokens all came in one read, though it took 50 ms or more."""
-    long = [
-        trace
-        for trace in answered(run.traces)
-        if trace.num_tokens >= _FEWEST_TOKENS
-        and trace.stamps_ns
-        and (per_request.service_time.of(trace) or 0.0) >= _FEWEST_S
-    ]
+    long = [trace for trace in _slow(run) if trace.num_tokens >= _FEWEST_TOKENS]
     value = sum(len(trace.stamps_ns) == 1 for trace in long) / len(long) if long else None
     return Check(
         id="streaming",
@@ -72,3 +67,9 @@ def streams_at_all(run: Evidence) -> Check:
         remedy="TTFT is the time to the whole answer: something between holds the stream back, or the server does not "
         "stream; --allow streaming if you read E2EL and throughput only",
     )
+
+
+def _slow(run: Evidence) -> list[Trace]:
+    """Answers that were streamed and took 50 ms or more."""
+    streamed = (trace for trace in answered(run.traces) if trace.stamps_ns)
+    return [trace for trace in streamed if (per_request.service_time.of(trace) or 0.0) >= _FEWEST_S]
