@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, data, doctor, layers, perf, plan, report, serve
+from llmbench.cli import acc, data, doctor, layers, maxload, perf, plan, report, serve
 from llmbench.cli import eval as evaluate
 from llmbench.errors import LlmbenchError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("perf")(perf.perf)
 app.command("report")(report.report)
+app.command("maxload")(maxload.maxload)
 app.command("layers")(layers.layers)
 app.command("doctor")(doctor.doctor)
 app.add_typer(acc.app, name="acc")

@@ -174,9 +174,9 @@ def _sealed(settings: Settings, say: Say) -> plans.Plan:
     return plan
 
 
-def speech_of(settings: Settings, plan: plans.Plan) -> fleet.Speech:
+def speech_of(settings: Settings, plan: plans.Plan | None) -> fleet.Speech:
     """The dialect that is asked for, or the one of the plan."""
-    name = settings.dialect or plan.settings.dialect or "contest"
+    name = settings.dialect or (plan and plan.settings.dialect) or "contest"
     options = dict(protocols.option_value(name, text) for text in settings.dialect_option)
     if settings.data_shape is not None:
         options["data_shape"] = settings.data_shape

@@ -8,16 +8,19 @@ next rate is a function of the probes so far, so that a search that broke off go
 import math
 from collections.abc import Sequence
 from statistics import fmean, variance
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from llmbench.metrics import Trace, slo
 
+Timed = TypeVar("Timed", bound=Trace)
 Outcome = Literal["pass", "fail", "unknown"]
 
+WARM_SHARE = 0.1
+"""Of a round: the requests due in it meet a server that fills up, and are left out."""
+
 _GROWTH = 2.0
-_WARM_SHARE = 0.1
 _BLOCKS = 20
 
 
@@ -80,13 +83,13 @@ def _outward(probes: Sequence[Probe], found: Interval, lowest: float, highest: f
     return None if min(rates) <= lowest or min(rates) <= 0 else max(min(rates) / _GROWTH, lowest)
 
 
-def settled(traces: Sequence[Trace]) -> list[Trace]:
+def settled(traces: Sequence[Timed]) -> list[Timed]:
     """The requests of one round in the order they were due, without those of its first tenth, which met a server that
     was filling up."""
     ordered = sorted(traces, key=lambda trace: trace.due_ns)
     if not ordered:
         return []
-    from_ns = ordered[0].due_ns + _WARM_SHARE * (ordered[-1].due_ns - ordered[0].due_ns)
+    from_ns = ordered[0].due_ns + WARM_SHARE * (ordered[-1].due_ns - ordered[0].due_ns)
     return [trace for trace in ordered if trace.due_ns >= from_ns]
 
 
