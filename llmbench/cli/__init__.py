@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, data, doctor, layers, maxload, perf, plan, report, serve
+from llmbench.cli import acc, data, doctor, layers, maxload, perf, plan, report, selftest, serve
 from llmbench.cli import eval as evaluate
 from llmbench.errors import LlmbenchError
 
@@ -26,6 +26,7 @@ app.command("report")(report.report)
 app.command("maxload")(maxload.maxload)
 app.command("layers")(layers.layers)
 app.command("doctor")(doctor.doctor)
+app.command("selftest")(selftest.selftest)
 app.add_typer(acc.app, name="acc")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(plan.app, name="plan")

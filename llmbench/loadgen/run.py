@@ -17,7 +17,7 @@ from llmbench.loadgen.client import Client, Sender, Target, Timeouts
 from llmbench.loadgen.driver import Counts, Driver
 from llmbench.loadgen.journal import Header, Journal
 from llmbench.loadgen.record import Line, Record
-from llmbench.protocols import ClientHalf, Dialect
+from llmbench.protocols import ClientHalf
 from llmbench.workload.plan import Plan
 
 _LEAD_NS = 20_000_000  # so that the first request's instant is not over before the loop runs
@@ -59,7 +59,7 @@ async def soon(driver: Driver) -> int:
 def run(
     plan: Plan,
     target: Target,
-    dialect: Dialect,
+    dialect: ClientHalf,
     timeouts: Timeouts,
     journal: Path,
     concurrency: int | None = None,
@@ -67,13 +67,16 @@ def run(
     observers: Sequence[Observer] = (),
     part: Part = Part(),  # noqa: B008 (frozen)
     start: Start = soon,
+    driven_by: type[Driver] = Driver,
 ) -> Outcome:
     """Send the plan and wait for the answers; Ctrl-C ends it early and keeps what there is."""
     allow_many_sockets()
     client = sender(target, dialect, timeouts)
     loop = new_loop()
     try:
-        return loop.run_until_complete(_run(plan, client, journal, concurrency, progress, observers, part, start))
+        return loop.run_until_complete(
+            _run(plan, client, journal, concurrency, progress, observers, part, start, driven_by)
+        )
     finally:
         loop.close()
 
@@ -96,6 +99,7 @@ async def _run(
     observers: Sequence[Observer],
     part: Part,
     start: Start,
+    driven_by: type[Driver],
 ) -> Outcome:
     records: list[Record] = []
 
@@ -103,7 +107,7 @@ async def _run(
         journal.append(record)
         records.append(record)
 
-    driver = Driver(plan.requests, client, finished, concurrency)
+    driver = driven_by(plan.requests, client, finished, concurrency)
     with _no_garbage_collection(), Journal(path) as journal:  # the last collection takes longer than the lead
         async with AsyncExitStack() as observed:
             for observer in observers:
