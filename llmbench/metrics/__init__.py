@@ -23,6 +23,8 @@ class Trace(Protocol):
     sent_ns: int | None
     connected_ns: int | None
     done_ns: int | None
+    first_answer_ns: int | None
+    """The first token after the model's reasoning; None where it did not reason."""
     stamps_ns: list[int]
     """The reads that brought tokens."""
     tokens: list[int]

@@ -19,6 +19,14 @@ def ttft(trace: Trace) -> float | None:
     return seconds(trace.due_ns, trace.stamps_ns[0]) if trace.stamps_ns else None
 
 
+@metric("TTFOT", "s", "lower")
+def ttfot(trace: Trace) -> float | None:
+    """First token behind the reasoning - due; of answered requests whose model reasoned before its answer."""
+    if trace.status != "answered" or trace.first_answer_ns is None:
+        return None
+    return seconds(trace.due_ns, trace.first_answer_ns)
+
+
 @metric("E2EL", "s", "lower")
 def e2el(trace: Trace) -> float | None:
     """Last byte - due; infinite for a request that was sent and has no whole answer."""
@@ -110,5 +118,5 @@ def itl(trace: Trace) -> list[float]:
     return gaps
 
 
-METRICS = (ttft, ttft_from_sent, tpot, e2el, service_time, client_wait, connect, lateness, slot_wait)
+METRICS = (ttft, ttfot, ttft_from_sent, tpot, e2el, service_time, client_wait, connect, lateness, slot_wait)
 GAPS = (icl, itl)

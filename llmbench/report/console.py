@@ -15,7 +15,7 @@ from llmbench.metrics.summary import Distribution, Summary
 from llmbench.report import words
 from llmbench.report.view import View
 
-HEADLINE = ("ttft", "tpot", "icl", "itl", "e2el")
+HEADLINE = ("ttft", "ttfot", "tpot", "icl", "itl", "e2el")
 SERVICE = ("ttft_from_sent", "service_time", "client_wait")
 LABELS = {metric.name: metric.label for metric in (*per_request.METRICS, *per_request.GAPS)}
 

@@ -21,7 +21,7 @@ from llmbench.report.view import View
 
 _ROWS = 10
 _EXCERPT = 160
-_HEADLINE = ("ttft", "tpot", "icl", "itl", "e2el")
+_HEADLINE = ("ttft", "ttfot", "tpot", "icl", "itl", "e2el")
 _SERVICE = ("ttft_from_sent", "service_time")
 
 

@@ -16,6 +16,7 @@ class Answer(msgspec.Struct, kw_only=True):
     sent_ns: int | None = None
     connected_ns: int | None = None
     done_ns: int | None = None
+    first_answer_ns: int | None = None
     stamps_ns: list[int] = []
     tokens: list[int] = []
     num_tokens: int = 0
