@@ -4,6 +4,7 @@ Numbers that were taken by a process that had no time to take them are wrong, an
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -37,6 +38,8 @@ class _Watch:
         self._lag_ns = 0
         self._sampled_ns = now_ns()
         self._cpu_s = time.process_time()
+        self._schedule = _schedule()
+        self._waited_s = self._waited()
         self._alarm = alarm(asyncio.get_running_loop(), self._tick)
         self._wind(self._sampled_ns)
 
@@ -44,6 +47,8 @@ class _Watch:
         """Stop, with a last sample."""
         self._alarm.close()
         self._sample(now_ns())
+        if self._schedule is not None:
+            os.close(self._schedule)
 
     def _tick(self) -> None:
         at_ns = now_ns()
@@ -57,7 +62,7 @@ class _Watch:
         self._alarm.set(self._due_ns)
 
     def _sample(self, at_ns: int) -> None:
-        cpu_s = time.process_time()
+        cpu_s, waited_s = time.process_time(), self._waited()
         self._append(
             Sample(
                 at_ns=at_ns,
@@ -65,6 +70,19 @@ class _Watch:
                 cpu_s=cpu_s - self._cpu_s,
                 lag_s=self._lag_ns / 1e9,
                 rss_bytes=self._process.memory_info().rss,
+                waited_s=waited_s - self._waited_s,
             )
         )
-        self._sampled_ns, self._cpu_s, self._lag_ns = at_ns, cpu_s, 0
+        self._sampled_ns, self._cpu_s, self._waited_s, self._lag_ns = at_ns, cpu_s, waited_s, 0
+
+    def _waited(self) -> float:
+        """How long this thread has waited for a core since it began."""
+        return 0.0 if self._schedule is None else int(os.pread(self._schedule, 80, 0).split()[1]) / 1e9
+
+
+def _schedule() -> int | None:
+    """Where Linux tells how long this thread has run, and how long it has waited to; None elsewhere."""
+    try:
+        return os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return None

@@ -64,6 +64,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample", tag_field=
     lag_s: float
     """The longest time in which its event loop came to nothing."""
     rss_bytes: int
+    waited_s: float = 0.0
+    """How long its event loop's thread could have run and got no core; 0 where the system does not say."""
 
 
 class Scrape(msgspec.Struct, frozen=True, kw_only=True, tag="scrape", tag_field="kind"):

@@ -33,6 +33,9 @@ class Sample(Protocol):
     def cpu_s(self) -> float: ...
 
     @property
+    def waited_s(self) -> float: ...
+
+    @property
     def lag_s(self) -> float: ...
 
 

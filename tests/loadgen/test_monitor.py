@@ -6,6 +6,7 @@ import time
 import pytest
 
 from llmbench.clock import now_ns
+from llmbench.loadgen.doctored import can_starve, starved
 from llmbench.loadgen.monitor import monitor
 from llmbench.loadgen.record import Line, Sample
 
@@ -45,6 +46,14 @@ def test_a_blocked_event_loop_shows_as_lag_and_as_cpu_time() -> None:
 def test_an_idle_process_uses_hardly_any_cpu_to_watch_itself() -> None:
     idle = asyncio.run(watched(1.2))
     assert sum(sample.cpu_s for sample in idle) < 0.12  # a tenth of a core, on a machine that is busy otherwise
+
+
+@pytest.mark.skipif(not can_starve(), reason="needs sched_setaffinity")
+def test_a_process_that_gets_no_core_says_how_long_it_waited_for_one() -> None:
+    with starved(3).around():
+        samples = asyncio.run(watched(0.1, block_s=0.2))
+    assert sum(sample.cpu_s for sample in samples) >= 0.2
+    assert sum(sample.waited_s for sample in samples) > 0.2  # of four that want the core each gets a quarter
 
 
 def test_memory_that_is_taken_shows() -> None:

@@ -106,6 +106,17 @@ def test_workers_that_run_in_step_are_seen_by_the_dispersion(workers: int) -> No
     assert "index of dispersion, 1 s" in contradicted(in_step(workers))
 
 
+def test_workers_in_step_are_seen_in_seconds_even_when_their_gaps_look_exponential() -> None:
+    stream = poisson(40, 20.0)
+    starts = np.random.default_rng(5).uniform(0.0, 0.05, 10)  # each worker begins at another instant
+    sent = np.sort(np.add.outer(stream, starts).ravel())
+    declaration = arrivals.Declaration(
+        unit_gaps=lambda instants: np.diff(instants, prepend=0.0) * 200.0, due_s=dict(enumerate(sent.tolist()))
+    )
+    wrong = arrivals.contradictions(arrivals.examine_sent(declaration, declaration.due_s))
+    assert {finding.name for finding in wrong} == {"index of dispersion, 0.1 s"}
+
+
 @pytest.mark.parametrize(
     "sent",
     [

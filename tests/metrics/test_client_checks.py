@@ -39,6 +39,13 @@ def samples(lags_s: list[float], cpu: list[float] | float = 0.2) -> list[Sample]
     ]
 
 
+def test_a_process_that_waits_for_a_core_is_as_busy_as_one_that_has_it() -> None:
+    starved = [msgspec.structs.replace(sample, waited_s=0.7) for sample in samples([0.001] * 6)]
+    found = client.busy(evidence(starved))
+    assert found.value == pytest.approx(0.9)
+    assert found.verdict == "failed"
+
+
 def evidence(*processes: list[Sample], ttft_s: float = 0.1) -> Evidence:
     return Evidence(traces=run(len(processes[0]), ttft_s), samples=processes)
 

@@ -37,7 +37,7 @@ def stalled(run: Evidence) -> Check:
 
 
 def busy(run: Evidence) -> Check:
-    """CPU time of the busiest measuring process in its busiest 5 s, as a share of a core.
+    """Time in which the busiest measuring process computed or waited for a core, as a share of its busiest 5 s.
 
     A loop that is busy for a share u of the time keeps an event waiting for u / (2 * (1 - u)) times what it takes for
     one, on average (M/D/1 queue): 1.2 times at 70 %, 2 at 80 %, 4.5 at 90 %. Above 80 % the run is bound by its client.
@@ -46,7 +46,7 @@ def busy(run: Evidence) -> Check:
     value = max(shares, default=None)
     return Check(
         id="client-cpu",
-        name="busiest measuring process, share of a core",
+        name="busiest measuring process, computing or waiting for a core",
         value=value,
         limit=_BUSY,
         unit="",
@@ -113,15 +113,16 @@ def _delay_s(lags_s: Sequence[float], disturbed_s: float) -> float:
 
 
 def _busiest(samples: Sequence[Sample]) -> float | None:
-    """CPU time over time in the busiest 5 s, or in all of a shorter run."""
+    """Time with something to do over time in the busiest 5 s, or in all of a shorter run."""
     if sum(sample.span_s for sample in samples) < _FEWEST_S:
         return None
-    shares, first, span_s, cpu_s = [], 0, 0.0, 0.0
+    shares, first, span_s, busy_s = [], 0, 0.0, 0.0
     for number, last in enumerate(samples):
-        span_s, cpu_s = span_s + last.span_s, cpu_s + last.cpu_s
+        span_s, busy_s = span_s + last.span_s, busy_s + last.cpu_s + last.waited_s
         while span_s - samples[first].span_s >= _BUSIEST_S * 0.99:  # samples are a second, and a little more
-            span_s, cpu_s = span_s - samples[first].span_s, cpu_s - samples[first].cpu_s
+            gone = samples[first]
+            span_s, busy_s = span_s - gone.span_s, busy_s - gone.cpu_s - gone.waited_s
             first += 1
         if span_s >= _BUSIEST_S * 0.99 or number == len(samples) - 1:
-            shares.append(cpu_s / span_s)
+            shares.append(busy_s / span_s)
     return max(shares)
