@@ -94,6 +94,8 @@ def _foreign(settings: Settings, formats: list[str]) -> int:
     for number, each in enumerate(told):
         shown = _told(each, settings.run.name if len(told) == 1 else f"{settings.run.name} {number + 1}")
         if definition is not None:
+            if not shown.traces:
+                raise InputError(f"{shown.title}: --definition needs the instants of sending, which are not in it")
             _print_definition(definition, shown, settings.json)
         else:
             _print(settings, shown, words.verdict(shown))

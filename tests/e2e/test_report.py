@@ -159,6 +159,7 @@ def test_a_file_of_another_tool_is_shown_and_not_judged(tmp_path: Path) -> None:
     assert summary["verdict"] is None
     assert summary["not_judged"]
     assert report(path, "--from", "1").returncode == 2
+    assert "needs the instants" in report(path, "--definition", "vllm").stderr
 
 
 def test_the_summary_goes_to_standard_output_alone(run: Path) -> None:

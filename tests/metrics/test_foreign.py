@@ -110,6 +110,19 @@ def test_a_result_of_vllm_without_details_has_what_it_states() -> None:
     assert found.numbers.requests["icl"].num == 0
 
 
+def test_a_result_of_sglang_is_known_by_its_names_and_may_stand_in_lines() -> None:
+    """As `sglang.bench_serving --output-details` appends it: no instants of sending, other names for two figures."""
+    named = {"total_throughput": 9.0, "mean_e2e_latency_ms": 100.0, "median_e2e_latency_ms": 90.0}
+    left_out = {"start_times", "total_token_throughput", "failed", "mean_e2el_ms", "median_e2el_ms"}
+    value = {key: entry for key, entry in VLLM.items() if key not in left_out} | named
+    line = json.dumps(value).encode() + b"\n"
+    found = foreign.read(line + line, "bench.jsonl")
+    assert [each.tool for each in found] == ["sglang.bench_serving"] * 2
+    assert found[0].numbers.run["total_tokens_per_s"] == 9.0
+    without_details = {key: entry for key, entry in value.items() if key not in ("ttfts", "itls", "output_lens")}
+    assert told(without_details).numbers.requests["service_time"].p50 == pytest.approx(0.09)
+
+
 def guide(timings: dict[str, float], status: str = "successful") -> dict[str, Any]:
     request = {"info": {"timings": timings, "error": None}, "prompt_tokens": 10, "output_tokens": 5}
     return {

@@ -42,10 +42,21 @@ class Reader(Protocol):
 
 def read(data: bytes, name: str) -> list[Told]:
     """What a file of another tool tells. Raises InputError when no reader knows it, or it is broken."""
+    return [told for value in _values(data, name) for told in _read(value, name)]
+
+
+def _values(data: bytes, name: str) -> list[Any]:
+    """The file as one JSON value, or as one in each line, which is how some tools append their results."""
     try:
-        value = msgspec.json.decode(data)
+        return [msgspec.json.decode(data)]
     except msgspec.DecodeError as error:
-        raise InputError(f"{name}: neither the folder of a run nor JSON ({error})") from error
+        try:
+            return [msgspec.json.decode(line) for line in data.splitlines() if line.strip()] or [None]
+        except msgspec.DecodeError:
+            raise InputError(f"{name}: neither the folder of a run nor JSON ({error})") from error
+
+
+def _read(value: Any, name: str) -> list[Told]:
     kinds = plugins.names("metrics.foreign")
     for kind in kinds:
         reader = cast(Reader, plugins.load("metrics.foreign", kind))

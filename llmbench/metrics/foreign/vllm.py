@@ -30,6 +30,8 @@ class _Result(msgspec.Struct):
     request_throughput: float | None = None
     output_throughput: float | None = None
     total_token_throughput: float | None = None
+    total_throughput: float | None = None
+    """What SGLang calls the same."""
     model_id: str | None = None
     backend: str | None = None
     input_lens: list[int] | None = None
@@ -54,8 +56,13 @@ def read(value: Any, name: str) -> list[Told]:
     if not (found.ttfts and found.itls is not None and found.output_lens):
         numbers = _numbers(found, value)
         note = "only means and percentiles are in the file (--save-detailed keeps the rest)"
-        return [Told(tool="vllm bench serve", numbers=numbers, load=load, not_judged=_NOT_JUDGED, notes=[note])]
+        return [Told(tool=_tool(found), numbers=numbers, load=load, not_judged=_NOT_JUDGED, notes=[note])]
     return [_detailed(found, load)]
+
+
+def _tool(found: _Result) -> str:
+    """SGLang counts the tokens of the whole load under a name of its own."""
+    return "vllm bench serve" if found.total_throughput is None else "sglang.bench_serving"
 
 
 def _detailed(found: _Result, load: str) -> Told:
@@ -69,7 +76,7 @@ def _detailed(found: _Result, load: str) -> Told:
         notes.append("unknown: when requests were sent; rates and throughput are those that the file states")
         numbers = msgspec.structs.replace(numbers, run=_stated(found))
     return Told(
-        tool="vllm bench serve",
+        tool=_tool(found),
         numbers=numbers,
         traces=answers if timed else (),
         start_ns=min((a.due_ns for a in answers), default=0),
@@ -128,7 +135,9 @@ def _stated(found: _Result) -> dict[str, float | None]:
         "exec_time": found.duration,
         "requests_per_s": found.request_throughput,
         "output_tokens_per_s": found.output_throughput,
-        "total_tokens_per_s": found.total_token_throughput,
+        "total_tokens_per_s": found.total_throughput
+        if found.total_token_throughput is None
+        else found.total_token_throughput,
     }
     return {metric.name: stated.get(metric.name) for metric in per_run.METRICS}
 
