@@ -88,9 +88,15 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def own_error_limit_s(traces: Sequence[Trace]) -> float:
-    """What our own errors may be: 5 % of the median time to first token from sent, at least 2 ms."""
-    first = sorted(value for trace in traces if (value := per_request.ttft_from_sent.of(trace)) is not None)
-    return max(FLOOR_S, SHARE * (percentile(first, 50) or 0.0))
+    """What our own errors may be: 5 % of the median time to first token from sent, at least 2 ms.
+
+    Where nothing is streamed, 5 % of the median time to the whole answer.
+    """
+    for metric in (per_request.ttft_from_sent, per_request.service_time):
+        times = sorted(value for trace in traces if (value := metric.of(trace)) is not None)
+        if times:
+            return max(FLOOR_S, SHARE * (percentile(times, 50) or 0.0))
+    return FLOOR_S
 
 
 def held_back(traces: Sequence[Trace]) -> bool:

@@ -1,6 +1,8 @@
 """All checks together: documented, with ids of their own, and silent on clean runs."""
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from llmbench.loadgen.record import Record, Sample, Scrape
 from llmbench.metrics import arrivals, checks
 from llmbench.metrics.windows import Floats
 
-DOC = Path(__file__).parents[2] / "docs" / "checks.md"
+ROOT = Path(__file__).parents[2]
+DOC = ROOT / "docs" / "checks.md"
 S = 1_000_000_000
 TOKENS = 30
 
@@ -20,6 +23,14 @@ def test_every_check_is_in_the_documentation_and_nothing_else_is() -> None:
     documented = re.findall(r"^\| `([\w-]+)` \|", DOC.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(documented) == sorted(ids)
     assert len(set(ids)) == len(ids)
+
+
+def test_every_flag_that_a_remedy_or_the_documentation_names_is_one_of_perf() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "llmbench/metrics/checks").glob("*.py")]
+    named = set(re.findall(r"--[a-z][a-z-]+", " ".join([*texts, DOC.read_text(encoding="utf-8")])))
+    command = [sys.executable, "-m", "llmbench", "perf", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert named <= set(re.findall(r"--[a-z][a-z-]+", shown)), "a way out that is none"
 
 
 def test_a_run_of_nothing_breaks_no_check() -> None:

@@ -63,6 +63,12 @@ def test_the_limit_of_lateness_is_five_percent_of_the_median_first_token_but_two
     assert pace.own_lateness(Evidence(traces=[trace(ttft_ms=10)])).limit == pytest.approx(0.002)
 
 
+def test_where_nothing_is_streamed_the_limit_is_five_percent_of_the_whole_answers_time() -> None:
+    whole = trace(ttft_ms=1000)
+    whole.stamps_ns, whole.tokens = [], []
+    assert pace.own_lateness(Evidence(traces=[whole])).limit == pytest.approx(0.05)
+
+
 def test_a_client_that_is_late_makes_the_run_invalid() -> None:
     assert pace.own_lateness(Evidence(traces=[trace(i, late_ms=4.9) for i in range(9)])).verdict == "ok"
     assert pace.own_lateness(Evidence(traces=[trace(i, late_ms=5.1) for i in range(9)])).verdict == "failed"

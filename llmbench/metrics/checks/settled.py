@@ -110,7 +110,7 @@ def warmed_up(run: Evidence) -> Check:
         limit=_FIRST_TIMES,
         unit="",
         verdict=verdict,
-        remedy="the server did something for the first time while it was measured: repeat the run, or give a --warmup",
+        remedy="the server did something for the first time while it was measured: repeat the run now that it has",
     )
 
 
