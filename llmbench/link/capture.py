@@ -108,7 +108,7 @@ class StoreRecorder:
         self._prefixes = np.zeros(0, np.uint64)
         self._in_slot = np.zeros(0, np.int64)
         self._requests: Int64 = np.zeros(0, np.int64)  # of the rows that want a token in this step
-        self._meta = np.zeros(0, store.META)
+        self._meta = np.zeros(0, store.INDEX)
         self._chosen: npt.NDArray[np.bool_] = np.zeros(0, bool)
         self._wanted: npt.NDArray[np.bool_] = np.zeros(0, bool)
         self._taken: StepResult | None = None
@@ -140,7 +140,7 @@ class StoreRecorder:
         in_force = self._watched.now()
         ids = [self._ids[number] for number in self._requests.tolist()] if in_force.looks_at_requests else []
         self._chosen = in_force.select(ids, steps, positions)
-        meta = np.zeros(len(positions), store.META)
+        meta = np.zeros(len(positions), store.INDEX)
         meta["request"], meta["step"], meta["position"] = self._requests, steps, positions
         meta["batch"], meta["prefill"] = len(slots), steps == 0
         meta["prefix"] = self._prefixes[self._requests]

@@ -39,7 +39,7 @@ NO_VALUES, TOP, F16, BF16, F32 = range(5)  # kinds of values
 _SUFFIX = {TOP: "top", F16: "f16", BF16: "bf16", F32: "f32"}
 FULL_KINDS = (F16, BF16, F32)
 
-META = np.dtype(
+_META = np.dtype(
     [
         ("request", "<u4"),  # its number in the part
         ("step", "<u4"),  # 0 gives the request's first token
@@ -59,9 +59,9 @@ def _joined(*parts: np.dtype[np.void]) -> np.dtype[np.void]:
     return np.dtype([*fields, ("crc", "<u4")])
 
 
-INDEX = _joined(META, digest.STATISTICS, _WHERE)
-"""92 bytes: META, STATISTICS, which kind of values and the how-manieth row of their file, the chosen token's logit, and
-the CRC-32 of what stands before it."""
+INDEX = _joined(_META, digest.STATISTICS, _WHERE)
+"""92 bytes: what the row is, STATISTICS, which kind of values and the how-manieth row of their file, the chosen token's
+logit, and the CRC-32 of what stands before it."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,17 +138,16 @@ class Writer:
         self._tail_keys[number] = digest.request_key(self.manifest.tail_seed, request_id)
         return number
 
-    def write(self, rows: Float32, meta: Records) -> None:
-        """Append rows float32 [n, V] that `meta` META [n] describes, in one write of values and one of records."""
-        records = np.zeros(len(rows), INDEX)
-        for name in META.names or ():
-            records[name] = meta[name]
-        found = digest.statistics(rows)
-        for name in digest.STATISTICS.names or ():
-            records[name] = found[name]
-        known = meta["token"] >= 0
-        records["token_logit"] = np.where(known, rows[np.arange(len(rows)), np.where(known, meta["token"], 0)], np.nan)
-        for kind, chosen, values in self._packed(rows, meta):
+    def write(self, rows: Float32, records: Records) -> None:
+        """Append rows float32 [n, V] in one write of values and one of records.
+
+        `records` INDEX [n] say what the rows are, from `request` to `prefix`; the other fields are set here.
+        """
+        digest.describe(rows, records)
+        tokens = records["token"].astype(np.int64)
+        logits = rows[np.arange(len(rows)), np.maximum(tokens, 0)]
+        records["token_logit"] = np.where(tokens >= 0, logits, np.float32(np.nan))
+        for kind, chosen, values in self._packed(rows, records):
             first = self._num_rows.get(kind, 0)
             count = len(values)
             records["kind"][chosen] = kind
@@ -163,7 +162,7 @@ class Writer:
         for file in (self._index, self._requests, *self._values.values()):
             file.close()
 
-    def _packed(self, rows: Float32, meta: Records) -> Iterator[tuple[int, npt.NDArray[np.bool_], npt.NDArray[Any]]]:
+    def _packed(self, rows: Float32, records: Records) -> Iterator[tuple[int, npt.NDArray[np.bool_], npt.NDArray[Any]]]:
         """Kinds of values, which rows are of each, and what is written of them."""
         tier = self.manifest.tier
         everything = np.ones(len(rows), bool)
@@ -177,15 +176,15 @@ class Writer:
             if not exact.all():
                 yield F32, ~exact, rows[~exact]
         elif tier == "topk":
-            yield TOP, everything, self._topped(rows, meta)
+            yield TOP, everything, self._topped(rows, records)
 
-    def _topped(self, rows: Float32, meta: Records) -> Records:
+    def _topped(self, rows: Float32, records: Records) -> Records:
         layout = top_dtype(self.manifest)
         packed = np.zeros(len(rows), layout)
         packed["ids"], packed["values"] = digest.top(rows, layout["ids"].shape[0])
         if self.manifest.num_tail:
-            keys = np.array([self._tail_keys[number] for number in meta["request"].tolist()], np.uint64)
-            tail = digest.tail_ids(keys, meta["step"], rows.shape[1], self.manifest.num_tail)
+            keys = np.array([self._tail_keys[number] for number in records["request"].tolist()], np.uint64)
+            tail = digest.tail_ids(keys, records["step"], rows.shape[1], self.manifest.num_tail)
             packed["tail"] = np.take_along_axis(rows, tail, axis=1)
         return packed
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from llmbench.accuracy.compare import Comparison, Options, compare
 from llmbench.logits import contest
-from llmbench.logits.store import META, Manifest, Tier, Writer
+from llmbench.logits.store import INDEX, Manifest, Tier, Writer
 
 Float32 = npt.NDArray[np.float32]
 VOCAB = 256
@@ -85,7 +85,7 @@ def store(folder: Path, rows: Sequence[Row], tier: Tier = "full32", **changes: o
             said[row.request] = row.prompt
         values = row.logits()
         token = int(values.argmax()) if row.token is None else row.token
-        meta = np.zeros(1, META)
+        meta = np.zeros(1, INDEX)
         meta["request"], meta["step"], meta["position"] = numbers[row.request], row.step, row.index
         meta["token"], meta["batch"], meta["prefill"] = token, row.batch, row.step == 0
         meta["prefix"] = hash_of(said[row.request]) if row.prefix is None else row.prefix

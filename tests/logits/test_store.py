@@ -10,7 +10,7 @@ import pytest
 
 from llmbench.errors import InputError
 from llmbench.logits import digest
-from llmbench.logits.store import F16, F32, INDEX, META, Manifest, Store, Tier, Writer, is_store, read_manifest
+from llmbench.logits.store import F16, F32, INDEX, Manifest, Store, Tier, Writer, is_store, read_manifest
 
 Float32 = npt.NDArray[np.float32]
 VOCAB = 300
@@ -26,7 +26,7 @@ def logits(n: int = 6, dtype: type = np.float32, seed: int = 0) -> Float32:
 
 
 def meta(requests: Sequence[int], steps: Sequence[int]) -> npt.NDArray[np.void]:
-    rows = np.zeros(len(requests), META)
+    rows = np.zeros(len(requests), INDEX)
     rows["request"], rows["step"], rows["position"] = requests, steps, np.add(steps, 9)
     rows["token"], rows["batch"] = 7, len(requests)
     return rows
