@@ -8,16 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmbench.metrics import per_request, per_run
+from llmbench.metrics import per_run
 from llmbench.metrics.checks import Check
 from llmbench.metrics.definitions import Figure
 from llmbench.metrics.summary import Distribution, Summary
-from llmbench.report import words
+from llmbench.report import latencies, words
 from llmbench.report.view import View
-
-HEADLINE = ("ttft", "ttfot", "tpot", "icl", "itl", "e2el")
-SERVICE = ("ttft_from_sent", "service_time", "client_wait")
-LABELS = {metric.name: metric.label for metric in (*per_request.METRICS, *per_request.GAPS)}
 
 _STYLES = {"VALID": "bold green", "INVALID": "bold red", "INCONCLUSIVE": "bold yellow"}
 _MARKS = {"failed": ("FAILED", "bold red"), "inconclusive": ("UNSURE", "bold yellow")}
@@ -38,7 +34,7 @@ def show(console: Console, view: View, steadily: bool = False) -> None:
         say(_reasons(view.numbers), markup=False)
     if totals := _run(view.numbers):
         say(totals, markup=False)
-    console.print(latencies(view.numbers))
+    console.print(_latencies(view.numbers))
     if steadily:
         _steady(console, view)
     for line in (*_notes(view), words.sentence(view)):
@@ -52,17 +48,15 @@ def text(view: View) -> str:
     return lines.getvalue()
 
 
-def latencies(numbers: Summary) -> Table:
+def _latencies(numbers: Summary) -> Table:
     """The times that users wait, then what the server took and what the client added; one unit for all."""
-    names = [name for name in (*HEADLINE, *SERVICE) if numbers.requests[name].num]
-    if numbers.requests["icl"] == numbers.requests["itl"] and "itl" in names:
-        names.remove("itl")  # every read brought one token
+    names = latencies.shown(numbers)
     unit, factor = words.unit(numbers.requests[name].p50 for name in names)
     table = Table(unit, box=None, pad_edge=False)
     for name in ("mean", "p50", "p90", "p95", "p99", "max"):
         table.add_column(name, justify="right")
     for name in names:
-        table.add_row(LABELS[name], *_cells(numbers.requests[name], factor))
+        table.add_row(latencies.LABELS[name], *_cells(numbers.requests[name], factor))
     return table
 
 
@@ -141,14 +135,14 @@ def _steady(console: Console, view: View) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    console.print(latencies(view.steady_numbers))
+    console.print(_latencies(view.steady_numbers))
 
 
 def _notes(view: View) -> list[str]:
     """What the marks in the table mean, on one line; then what the measuring itself may be wrong by."""
     numbers = view.numbers
     marks = []
-    if any(numbers.requests[name].starred for name in (*HEADLINE, *SERVICE)):
+    if any(numbers.requests[name].starred for name in latencies.shown(numbers)):
         marks.append("* too few requests for this percentile: the true one may be higher")
     if numbers.num_answered < numbers.num_planned:
         marks.append("TTFT and E2EL: requests without an answer count as infinite, but not in the mean")

@@ -16,13 +16,11 @@ from llmbench.metrics.checks import Check
 from llmbench.metrics.stalls import FREEZE_S, TIMES_THE_MEDIAN, Stalls, stalls
 from llmbench.metrics.summary import Distribution, Summary
 from llmbench.metrics.windows import whole
-from llmbench.report import _figures, words
+from llmbench.report import _figures, latencies, words
 from llmbench.report.view import View
 
 _ROWS = 10
 _EXCERPT = 160
-_HEADLINE = ("ttft", "ttfot", "tpot", "icl", "itl", "e2el")
-_SERVICE = ("ttft_from_sent", "service_time")
 
 
 def page(view: View) -> str:
@@ -139,14 +137,13 @@ def _numbers(view: View) -> str:
 
 def _latencies(title: str, numbers: Summary) -> str:
     """Each percentile with the bounds between which the true one lies."""
-    labels = {metric.name: metric.label for metric in (*per_request.METRICS, *per_request.GAPS)}
-    names = [name for name in (*_HEADLINE, *_SERVICE, "client_wait") if numbers.requests[name].num]
+    names = latencies.shown(numbers)
     if not names:
         return ""
     unit, factor = words.unit(numbers.requests[name].p50 for name in names)
     head = "".join(f"<th>{text}</th>" for text in ("mean", "p50", "p90", "p95", "p99", "max", "n"))
     rows = "".join(
-        f"<tr><th>{escape(labels[name])}</th>{_cells(numbers.requests[name], factor)}</tr>" for name in names
+        f"<tr><th>{escape(latencies.LABELS[name])}</th>{_cells(numbers.requests[name], factor)}</tr>" for name in names
     )
     return (
         f'<div class="wide"><table><caption>{escape(title)}, {unit}</caption>'

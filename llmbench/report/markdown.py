@@ -7,8 +7,7 @@ from typing import Any
 from llmbench.metrics import Metric, per_request, per_run
 from llmbench.metrics.checks import Check
 from llmbench.metrics.summary import Summary
-from llmbench.report import words
-from llmbench.report.console import HEADLINE, LABELS, SERVICE
+from llmbench.report import latencies, words
 from llmbench.report.view import View
 
 _PERCENTILES = ("mean", "p50", "p90", "p95", "p99", "max")
@@ -88,7 +87,7 @@ def _run(numbers: Summary) -> str:
 
 
 def _latencies(numbers: Summary) -> str:
-    names = [name for name in (*HEADLINE, *SERVICE) if numbers.requests[name].num]
+    names = latencies.shown(numbers)
     unit, factor = words.unit(numbers.requests[name].p50 for name in names)
     rows = []
     for name in names:
@@ -97,7 +96,7 @@ def _latencies(numbers: Summary) -> str:
         cells = [words.number(None if value is None else value * factor) for value in values]
         stars = ["\\*" if percentile in spread.starred else "" for percentile in _PERCENTILES]
         shown = [cell + star for cell, star in zip(cells, stars, strict=True)]
-        rows.append([LABELS[name], *shown, str(spread.num)])
+        rows.append([latencies.LABELS[name], *shown, str(spread.num)])
     star = any(numbers.requests[name].starred for name in names)
     note = "\n\n\\* too few requests for this percentile: the true one may be higher." if star else ""
     return table((unit, *_PERCENTILES, "n"), rows) + note if rows else ""
