@@ -25,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     formats: list[str]
     output: Path | None
     allow: list[str]
+    slo: str | None
     json: bool
     quiet: bool
 
@@ -35,7 +36,7 @@ def main(settings: Settings) -> int:
     definition = None if settings.definition is None else definitions.get(settings.definition)
     if settings.run.is_file():
         return _foreign(settings, formats)
-    results = _results.read(settings.run, settings.allow)
+    results = _results.read(settings.run, settings.allow, settings.slo)
     windowed = settings.from_s is not None or settings.to_s is not None
     if windowed and settings.steady:
         raise InputError("--steady: it finds its part of the run itself; leave --from and --to out")

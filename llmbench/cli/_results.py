@@ -43,8 +43,11 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
         return validity.EXIT[self.verdict] or slo.exit_code(self.objectives)
 
 
-def read(folder: Path, allow: Collection[str] = ()) -> Results:
-    """The results of the run in this folder. Raises InputError when it is none, or `allow` names no check."""
+def read(folder: Path, allow: Collection[str] = (), objectives: str | None = None) -> Results:
+    """The results of the run in this folder, with these objectives or those that it was begun with.
+
+    Raises InputError when it is none, when `allow` names no check, or an objective is wrong.
+    """
     plan = plans.load(folder / PLAN)
     trail = journal.read_run(folder, plan)
     return Results(
@@ -53,7 +56,7 @@ def read(folder: Path, allow: Collection[str] = ()) -> Results:
         trail=trail,
         numbers=summarise(trail.records),
         checks=validity.check(evidence(folder, plan, trail), allow),
-        objectives=_slo.judged(folder, trail.records),
+        objectives=_slo.judged(objectives or _slo.asked(folder), trail.records),
     )
 
 

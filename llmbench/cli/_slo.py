@@ -18,13 +18,17 @@ class _Asked(msgspec.Struct):
     slo: str | None = None
 
 
-def judged(folder: Path, traces: Sequence[Trace]) -> list[slo.Outcome]:
-    """What the run has shown of the objectives that it was begun with; nothing when it had none."""
+def asked(folder: Path) -> str | None:
+    """The objectives that the run in this folder was begun with."""
     try:
-        asked = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Asked)
+        return msgspec.json.decode((folder / "config.json").read_bytes(), type=_Asked).slo
     except (OSError, msgspec.DecodeError):
-        return []
-    return slo.judge(slo.parse(asked.slo), traces) if asked.slo else []
+        return None
+
+
+def judged(text: str | None, traces: Sequence[Trace]) -> list[slo.Outcome]:
+    """What a run has shown of some objectives; nothing when there are none. Raises InputError."""
+    return slo.judge(slo.parse(text), traces) if text else []
 
 
 def write(folder: Path, outcomes: Sequence[slo.Outcome]) -> None:

@@ -15,7 +15,7 @@ from llmbench.cli.plan import (
     ShuffleOption,
     TemperatureOption,
 )
-from llmbench.cli.report import AllowOption
+from llmbench.cli.report import AllowOption, SloOption
 
 
 class Task(str, Enum):
@@ -107,9 +107,7 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure the client's own error at this load first; 3 s.")
     ] = False,
-    slo: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Objectives, as in ttft:p99<500ms,tpot:p95<40ms,e2el<2s.")
-    ] = None,
+    slo: SloOption = None,
     allow: AllowOption = None,
     plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the launched stack.")] = None,
@@ -126,9 +124,9 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False,
 ) -> None:
-    """Measure a serving stack under load. Exit status 0: the run is valid, 3: it is not, 4: it cannot be told,
+    """Measure a serving stack under load. Exit status 0: the run is valid, 1: an objective is not kept, 3: it is not,
 
-    130: it was interrupted.
+    4: it cannot be told, 130: it was interrupted.
     """
     from llmbench.cli import _perf
 

@@ -9,6 +9,10 @@ AllowOption = Annotated[
     list[str] | None, typer.Option("--allow", metavar="CHECK", help="Let the run count although this check failed.")
 ]
 
+SloOption = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Objectives, as in ttft:p99<500ms,tpot:p95<40ms,e2el<2s.")
+]
+
 
 def report(
     run: Annotated[
@@ -32,12 +36,13 @@ def report(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where the files go.  [default: RUN]")
     ] = None,
     allow: AllowOption = None,
+    slo: SloOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False,
 ) -> None:
     """Compute a run's numbers, checks and files again from its journals, also of a run that was killed.
 
-    Exit status 0: the run is valid, 3: it is not, 4: it cannot be told. What other tools left is shown, not judged.
+    Exit status 0: the run is valid, 1: an objective is not kept, 3: it is not valid, 4: it cannot be told. What other tools left is shown, not judged.
     """
     from llmbench.cli import _report
 
@@ -50,6 +55,7 @@ def report(
         formats=formats or [],
         output=output,
         allow=allow or [],
+        slo=slo,
         json=json,
         quiet=quiet,
     )
