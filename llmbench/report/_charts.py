@@ -24,6 +24,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
     low: float
     high: float
+    least: float = 0.0
+    """The smallest step between ticks: 1 for counts."""
 
     def place(self, values: Floats, length: float) -> Floats:
         """Where values lie on an axis of that length."""
@@ -31,7 +33,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
     def ticks(self, about: int) -> list[float]:
         """Round numbers within the axis: steps of 1, 2 or 5 times a power of ten."""
-        step = nice((self.high - self.low) / about)
+        step = max(self.least, nice((self.high - self.low) / about))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
 
@@ -47,12 +49,12 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     y: Floats
 
 
-def scale(values: Floats, low: float | None = 0.0) -> Scale:
+def scale(values: Floats, low: float | None = 0.0, least: float = 0.0) -> Scale:
     """An axis that holds all finite values; from `low`, or from the lowest of them."""
     finite = values[np.isfinite(values)]
     high = float(finite.max()) if len(finite) else 1.0
     start = float(finite.min()) if low is None and len(finite) else low or 0.0
-    return Scale(low=start, high=start + ((high - start) * _ROOM or 1.0))
+    return Scale(low=start, high=start + ((high - start) * _ROOM or 1.0), least=least)
 
 
 def nice(width: float) -> float:

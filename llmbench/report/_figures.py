@@ -16,7 +16,8 @@ from llmbench.report.view import Sample, Scrape, View
 
 _BINS = 160
 _COARSE_BINS = 60
-_BARS = 60
+_POINTS = 120
+_FEWEST_BARS, _MOST_BARS = 8, 60  # the square root of the number of values, between these
 _MOST_COUNTERS = 12
 _LAG = "Longest pause of its event loop, ms"
 
@@ -188,9 +189,12 @@ def _histogram(found: Figures, name: str, label: str, colour: str, values: Float
     unit, factor = words.unit([float(finite[len(finite) // 2]), shown_to])
     low = float(finite[0]) if finite[0] > shown_to / 2 else 0.0
     x = Scale(low=low * factor, high=(shown_to if shown_to > low else low + 1e-6) * factor)
-    edges = np.linspace(x.low, x.high, _BARS + 1)
+    edges = np.linspace(x.low, x.high, min(_MOST_BARS, max(_FEWEST_BARS, math.isqrt(len(finite)))) + 1)
     counts = np.histogram(finite * factor, edges)[0].astype(np.float64)
-    shares = 100 * np.searchsorted(finite * factor, edges, side="right") / len(values)
+    fine = np.linspace(x.low, x.high, _POINTS)
+    shares, fine_shares = (
+        100 * np.searchsorted(finite * factor, at, side="right") / len(values) for at in (edges, fine)
+    )
     beyond = len(values) - int(np.searchsorted(finite, shown_to, side="right"))
     note = f"{beyond} of {len(values)} {what} lie beyond" if beyond else f"{len(values)} {what}"
     name = f"spread-{name}"
@@ -198,10 +202,10 @@ def _histogram(found: Figures, name: str, label: str, colour: str, values: Float
         name,
         f"{label}, {unit}",
         x,
-        scale(counts),
+        scale(counts, least=1),
         [
             Layer(kind="bars", colour=colour, name=what, x=edges, y=counts),
-            Layer(kind="line", colour="e", name="share", x=edges, y=shares),
+            Layer(kind="line", colour="e", name="share", x=fine, y=fine_shares),
         ],
         note=note,
         right=Scale(low=0, high=104),
