@@ -1,5 +1,6 @@
 """A comparison of logits as one page, from its files: the comparison as in its JSON, and the rows' figures."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files as resources
@@ -104,7 +105,7 @@ def _charts_of(rows: Mapping[str, NDArray[Any]]) -> str:
         ("batch", "by batch size", rows["batch"][picked], "sequences in the step"),
         ("request", "by request", requests.reshape(-1)[picked], "request, in the order of names"),
     )
-    y = _charts.scale(kld, low=None)
+    y = _charts.Scale(low=math.floor(kld.min()), high=math.ceil(kld.max()) + 0.5)
     figures = []
     for name, title, values, over in axes:
         across = values.astype(np.float64)
@@ -112,9 +113,8 @@ def _charts_of(rows: Mapping[str, NDArray[Any]]) -> str:
             _charts.Layer(kind="dots", colour="a", name="same top token", x=across[~flip], y=kld[~flip]),
             _charts.Layer(kind="dots", colour="bad", name="another top token", x=across[flip], y=kld[flip]),
         ]
-        figures.append(
-            _charts.figure(name, f"log10 of KLD, {title}", _charts.scale(across), y, layers, over=over, zooms=False)
-        )
+        x = _charts.Scale(low=0.0, high=float(across.max()) * 1.02 + 0.5)
+        figures.append(_charts.figure(name, f"log10 of KLD, {title}", x, y, layers, over=over, zooms=False))
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
