@@ -42,7 +42,8 @@ def report(
 ) -> None:
     """Compute a run's numbers, checks and files again from its journals, also of a run that was killed.
 
-    Exit status 0: the run is valid, 1: an objective is not kept, 3: it is not valid, 4: it cannot be told. What other tools left is shown, not judged.
+    Exit status 0: the run is valid, 1: an objective is not kept, 3: it is not valid, 4: it cannot be told.
+    What other tools left is shown, not judged.
     """
     from llmbench.cli import _report
 
