@@ -81,7 +81,7 @@ def _facts(told: Told) -> str:
         ("after a split, not scored", str(told["num_after_divergence"])),
         ("equal bit by bit", str(told["num_equal"])),
         ("outside the contest's tolerance", str(told["num_failed"])),
-        ("an atol that passes", _number(told["tolerance"])),
+        (f"an atol that passes{' what is known' if told['num_not_whole'] else ''}", _number(told["tolerance"])),
         ("changed top tokens", f"{told['num_flips']}, {told['num_flips_explained']} of them explained by rounding"),
     ]
     spreads = [
@@ -146,7 +146,7 @@ def _worst(worst: Sequence[Told]) -> str:
             _number(row["kld"]),
             _number(row["max_abs"]),
             str(row["vocab_id"]),
-            f"{_number(row['base'])} → {_number(row['new'])}",
+            f"{row['base']:.7g} → {row['new']:.7g}",
             f"{row['base_token']} → {row['new_token']}",
         )
         for row in worst
@@ -175,7 +175,7 @@ def _findings(findings: Sequence[Told]) -> Iterable[tuple[str, str, str]]:
 
 
 def _maybe(value: float | None) -> str:
-    return "unknown" if value is None else _number(value)
+    return "unknown" if value is None else f"{value:.7g}"
 
 
 def _number(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """The store: what is written is read back bit by bit, in every tier, and after a crash at any byte."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -177,6 +178,15 @@ def test_a_restarted_agent_goes_on_in_the_same_store(tmp_path: Path) -> None:
     assert [request.id for request in store.requests] == ["r0", "r1", "r0", "r1"]
     assert store.find("r0", 0).tolist() == [0, 4]
     assert store.manifest.capture_id == capture_id
+
+
+def test_the_record_is_that_of_the_docs() -> None:
+    """docs/files.md: names, types and order, without padding."""
+    text = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("A record: "))
+    found = re.findall(r"`(\w+)` ([uif]\d+)", line)
+    assert found == [(name, f"{INDEX[name].kind}{8 * INDEX[name].itemsize}") for name in INDEX.names or ()]
+    assert INDEX.itemsize == 92
 
 
 def test_a_store_is_read_while_it_is_written(tmp_path: Path) -> None:
