@@ -29,6 +29,8 @@ from llmbench.workload import plan as plans
 _ATTEMPTS = 3
 _NOISE = frozenset({"lateness", "stalls", "client-cpu", "instrument", "rate"})
 """What trips where the machine is too busy to measure, whatever the server does."""
+_WITH_NOISE = _NOISE | {"arrivals", "saturation", "drain", "coalescing", "streaming"}
+"""What may then trip with them."""
 _CALIBRATED = calibrate.Load(requests_per_s=100.0, num_tokens=24, ttft_s=TTFT_S, gap_s=GAP_S, send_s=2.0)
 _EXIT = {"ok": 0, "FAILED": 1, "disturbed": 4}
 
@@ -109,7 +111,7 @@ def try_case(case: Case, stated: Calibration) -> Verdict:
     start_ns = now_ns()
     for attempt in range(1, _ATTEMPTS + 1):
         verdict = judge(case, measure(case, stated), attempt, seconds(start_ns, now_ns()))
-        if verdict.outcome == "ok" or (verdict.outcome == "FAILED" and not _may_be_noise(verdict)):
+        if verdict.outcome == "ok" or not _may_be_noise(verdict):
             break
     return verdict
 
@@ -141,11 +143,10 @@ def judge(case: Case, found: Measured, attempt: int = 1, took_s: float = 0.0) ->
     missing = [name for name in sorted(case.trips) if name not in tripped]
     extra = [name for name in tripped if name not in case.trips | case.may]
     figures = case.figures(found) if found.answered else []
-    good = not missing and all(figure.ok for figure in figures)
     outcome: Outcome = "FAILED"
-    if good and not extra:
+    if not missing and not extra and all(figure.ok for figure in figures):
         outcome = "ok"
-    elif not missing and extra and set(extra) <= _NOISE:
+    elif not missing and _NOISE & set(extra) and set(extra) <= _WITH_NOISE:
         outcome = "disturbed"
     return Verdict(
         name=case.name,
@@ -224,8 +225,8 @@ def _send(case: Case, plan: plans.Plan, folder: Path) -> None:
 
 
 def _may_be_noise(verdict: Verdict) -> bool:
-    """Whether a busy machine could be the reason why a case failed: figures are off, or its own checks tripped."""
-    return not verdict.missing and set(verdict.extra) <= _NOISE
+    """Whether a busy machine could be why: its own checks tripped, or nothing is wrong but figures."""
+    return bool(_NOISE & set(verdict.extra)) or not (verdict.missing or verdict.extra)
 
 
 def _worst(verdicts: Sequence[Verdict]) -> Outcome:
