@@ -142,8 +142,8 @@ def serve(channel: frames.Channel) -> None:
                         channel.send(run_step(engine, arena.arrays, message, recorder))
                     else:
                         channel.send(run_hollow_step(arena.arrays, message, hollow_time_s))
-                    if recorder is not None:  # while the server hands out the tokens
-                        recorder.flush()
+                    if recorder is not None and not flushed(recorder):  # while the server hands out the tokens
+                        return
                 elif isinstance(message, frames.Load):
                     if (member := message.member) is not None:
                         group = Collective.join(Path(member.path), member.rank, member.size)
@@ -173,6 +173,17 @@ def serve(channel: frames.Channel) -> None:
             engine.close()
         if recorder is not None:
             recorder.close()
+
+
+def flushed(recorder: Recorder) -> bool:
+    """Write what is kept; False when that cannot be done. The step is answered already: a second answer to it would be
+    taken for the next one's, so the agent ends instead."""
+    try:
+        recorder.flush()
+    except LlmbenchError:
+        _log.exception("the captured rows cannot be written")
+        return False
+    return True
 
 
 def main(host: str, port: int) -> None:

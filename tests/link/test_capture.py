@@ -8,6 +8,8 @@ import numpy.typing as npt
 import pytest
 
 from llmbench.engines import SAMPLING, Batch, StepResult
+from llmbench.errors import InputError
+from llmbench.link import agent
 from llmbench.link.capture import StoreRecorder
 from llmbench.link.frames import Admitted
 from llmbench.logits import policy
@@ -147,3 +149,17 @@ def test_a_capture_is_switched_off_and_on_while_it_runs(tmp_path: Path) -> None:
     table = Store(tmp_path / "s").table
     assert table["step"].tolist() == [0, 2]
     assert len(set(table["prefix"].tolist())) == 2
+
+
+class Unwritable(StoreRecorder):
+    """A recorder whose disk is full."""
+
+    def flush(self) -> None:
+        raise InputError("no space left on device")
+
+
+def test_an_agent_that_cannot_write_its_rows_ends_instead_of_answering_a_step_twice(tmp_path: Path) -> None:
+    full = recorder(tmp_path / "store")
+    assert agent.flushed(full)
+    full.__class__ = Unwritable
+    assert not agent.flushed(full)
