@@ -29,6 +29,7 @@ from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
 
 _INTERRUPTED = 130
+_WORTH_CALIBRATING_S = 30.0
 _CONFIG = "config.json"
 _ENVIRONMENT = "environment.json"
 _TASKS = {"1": "alpaca_5010", "2": "alpaca_521"}
@@ -62,7 +63,7 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     preflight: bool
     metrics_url: str | None
     slo: str | None
-    calibrate: bool
+    calibrate: bool | None
     allow: list[str]
     plan: Path | None
     model: str | None
@@ -124,13 +125,20 @@ def begin(settings: Settings, how: How) -> int:
         plans.save(plan, folder / _results.PLAN)
         files.write_json(folder / _CONFIG, _without_password(settings))
         files.write_json(folder / _ENVIRONMENT, files.environment())
-        if settings.calibrate:
+        if _calibrates(settings, plan):
             say("calibrating: what this client adds to times at the planned load")
             found = calibrate.preflight(plan, speech.name, concurrency=settings.concurrency)
             calibrate.save(found, folder / CALIBRATION)
         rest = Rest(plan=plan, attempt=1, from_s=0.0, url="")
         interrupted = send(settings, rest, target, speech, folder, how)
     return _finish(folder, settings, how, interrupted)
+
+
+def _calibrates(settings: Settings, plan: plans.Plan) -> bool:
+    """Whether the client is measured first: as asked, else before a load that lasts, next to which 3 s are little."""
+    if settings.calibrate is not None:
+        return settings.calibrate
+    return max(planned.due_s for planned in plan.requests) >= _WORTH_CALIBRATING_S
 
 
 def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> int:

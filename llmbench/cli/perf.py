@@ -105,8 +105,12 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
         str | None, typer.Option(metavar="URL|off", help="The server's own counters.  [default: its /metrics, if any]")
     ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure the client's own error at this load first; 3 s.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Measure the client's own error at this load first, 3 s.  [default: if it lasts 30 s]",
+        ),
+    ] = None,
     slo: SloOption = None,
     allow: AllowOption = None,
     plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,

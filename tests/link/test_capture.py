@@ -151,15 +151,14 @@ def test_a_capture_is_switched_off_and_on_while_it_runs(tmp_path: Path) -> None:
     assert len(set(table["prefix"].tolist())) == 2
 
 
-class Unwritable(StoreRecorder):
-    """A recorder whose disk is full."""
-
-    def flush(self) -> None:
-        raise InputError("no space left on device")
+def no_space() -> None:
+    raise InputError("no space left on device")
 
 
 def test_an_agent_that_cannot_write_its_rows_ends_instead_of_answering_a_step_twice(tmp_path: Path) -> None:
     full = recorder(tmp_path / "store")
     assert agent.flushed(full)
-    full.__class__ = Unwritable
-    assert not agent.flushed(full)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(full, "flush", no_space)
+        assert not agent.flushed(full)
+    full.close()
