@@ -25,7 +25,7 @@ from llmbench.loadgen.target import Target
 from llmbench.metrics import per_request, per_run, search, slo
 from llmbench.metrics.checks import Check
 from llmbench.metrics.summary import percentile
-from llmbench.report import files
+from llmbench.report import files, goodput
 from llmbench.report.terminal import Terminal
 from llmbench.workload import plan as plans
 
@@ -34,6 +34,7 @@ _OF_THE_SERVER = {"answered", "saturation", "drain"}
 """Checks that fail when there is too much load: an answer to the question, not a fault of the measurement."""
 _DISTURBED = 2  # rounds of one rate in which something else failed, and which are sent again
 _USERS_REQUESTS = 5
+_COLUMNS = ("req/s", "outcome", "requests", "% in all limits", "goodput/s", "TTFT p99", "TPOT p95, ms")
 _PERF = ("json", "quiet", "resume", "settings", "task", "header", "api_key")
 
 
@@ -60,13 +61,12 @@ class Probe(search.Probe, frozen=True, kw_only=True):
     num_requests: int
     num_rounds: int
     seconds: float
-    achieved_rate: float | None
     share: float | None
     """Of the requests, those that kept every limit, between `low` and `high` at 95 % each."""
     low: float | None
     high: float | None
     goodput: float | None
-    """Requests per second that kept every limit."""
+    """Requests per second that kept every limit: that share of the rate."""
     ttft_p99_s: float | None
     tpot_p95_s: float | None
     saturated: bool
@@ -113,6 +113,9 @@ def command(values: dict[str, Any], given: set[str]) -> int:
     found = _searched(folder, begun)
     files.write_json(folder / "maxload.json", found)
     files.write(folder / "maxload.csv", _csv(found.probes).encode())
+    rows = [_cells(probe) for probe in found.probes]
+    curve = goodput.page(folder.name, headline(found), found.reason, found.probes, _COLUMNS, rows)
+    files.write(folder / "maxload.html", curve.encode())
     if as_json:
         print((folder / "maxload.json").read_text(encoding="utf-8"), end="")
     else:
@@ -235,7 +238,7 @@ class Load:
         rounds: list[list[Record]] = []
         runs: list[str] = []
         outcome: search.Outcome = "unknown"
-        saturated, disturbed, rates = False, 0, []
+        saturated, disturbed = False, 0
         for seed in count(first_seed):
             results = self._sent(self._at(rate, objectives, seed), f"{rate:.4g}-{len(runs) + 1}")
             runs.append(results.folder.name)
@@ -244,7 +247,6 @@ class Load:
                 if disturbed > _DISTURBED:
                     raise InvalidMeasurement(_cannot(rate, faults, self._folder))
                 continue
-            rates.append(per_run.achieved_rate.of(results.trail.records) or rate)
             rounds.append(search.settled(results.trail.records))
             saturated = saturated or any(
                 each.id == "saturation" and each.verdict == "failed" for each in results.checks
@@ -252,7 +254,7 @@ class Load:
             outcome = "fail" if saturated else search.answer(objectives, rounds, wanted.rounds, wanted.confidence)
             if outcome != "unknown" or len(rounds) == wanted.rounds:
                 break
-        return _summed(rate, outcome, rounds, objectives, saturated, runs, time.monotonic() - begun_s, rates)
+        return _summed(rate, outcome, rounds, objectives, saturated, runs, time.monotonic() - begun_s)
 
     def _at(self, rate: float, objectives: Sequence[slo.Objective], seed: int) -> _perf.Settings:
         """The settings of one round: as long as --round-time, and long enough that all rounds can give an answer."""
@@ -293,24 +295,21 @@ def _summed(
     saturated: bool,
     runs: list[str],
     seconds: float,
-    rates: Sequence[float],
 ) -> Probe:
     """One line of the goodput curve, from all rounds of a rate."""
     records = [record for each in rounds for record in each]
     share = slo.goodput(objectives, records)
     low, high = slo.share_bounds(len(records), round((share or 0.0) * len(records)))
-    achieved = sum(rates) / len(rates)
     return Probe(
         rate=rate,
         outcome=outcome,
         num_requests=len(records),
         num_rounds=len(rounds),
         seconds=seconds,
-        achieved_rate=achieved,
         share=share,
         low=low,
         high=high,
-        goodput=None if share is None else share * achieved,
+        goodput=None if share is None else share * rate,
         ttft_p99_s=percentile(sorted(v for r in records if (v := per_request.ttft.of(r)) is not None), 99),
         tpot_p95_s=percentile(sorted(v for r in records if (v := per_request.tpot.of(r)) is not None), 95),
         saturated=saturated,

@@ -25,7 +25,6 @@ _EXCERPT = 160
 
 def page(view: View) -> str:
     """The page as one HTML document."""
-    css, js = _file("page.css"), _file("page.js")
     span = view.window or whole(view.traces, view.start_ns)
     figures = [
         (
@@ -57,20 +56,25 @@ def page(view: View) -> str:
             _environment(view),
         )
     )
+    return document(f"{view.verdict or 'not judged'} · {view.title}", body, data)
+
+
+def document(title: str, body: str, data: Any = None) -> str:
+    """A whole page around a body of markup; `data` is what its script shows on demand, None for a page without one."""
+    css, js = _file("page.css"), _file("page.js") if data is not None else ""
+    scripts = f"script-src 'sha256-{_hash(js)}'; " if js else ""
     policy = (  # the places of labels are style attributes
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_hash(js)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src 'unsafe-inline'; {scripts}img-src data:; base-uri 'none'; form-action 'none'"
     )
+    script = f'<script type="application/json" id="data">{_embedded(data)}</script><script>{js}</script>' if js else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(view.verdict or 'not judged')} · {escape(view.title)}</title>"
+        f"<title>{escape(title)}</title>"
         f"<style>{css}</style></head><body><main>{body}"
-        f"<footer>llmbench {escape(__version__)}</footer></main>"
-        f'<script type="application/json" id="data">{_embedded(data)}</script>'
-        f"<script>{js}</script></body></html>\n"
+        f"<footer>llmbench {escape(__version__)}</footer></main>{script}</body></html>\n"
     )
 
 
@@ -99,7 +103,7 @@ def _checks(checks: Sequence[Check]) -> str:
     rows = "".join(_check(check) for check in judged)
     others = [check.name for check in checks if check.verdict not in order]
     rest = f'<p class="note">Not applicable here: {escape("; ".join(others))}.</p>' if others else ""
-    return _section("Checks", f'<ul class="checks">{rows}</ul>{rest}')
+    return section("Checks", f'<ul class="checks">{rows}</ul>{rest}')
 
 
 def _check(check: Check) -> str:
@@ -132,7 +136,7 @@ def _numbers(view: View) -> str:
         tables += _latencies(f"Steady part: due from {view.steady.window}", view.steady_numbers)
     elif view.steady is not None:
         tables += f'<p class="note">No steady part was found: {escape(view.steady.reason)}.</p>'
-    return _section("Numbers", f'<dl class="tiles">{shown}</dl>{tables}{_legend(numbers)}')
+    return section("Numbers", f'<dl class="tiles">{shown}</dl>{tables}{_legend(numbers)}')
 
 
 def _latencies(title: str, numbers: Summary) -> str:
@@ -198,7 +202,7 @@ def _charts(title: str, note: str, found: _figures.Figures) -> str:
             )
         )
         tools = f'<p class="tools" hidden>{escape(note)} {buttons}</p>'
-    return _section(title, f'{tools}<div class="charts">{"".join(found.html)}</div>')
+    return section(title, f'{tools}<div class="charts">{"".join(found.html)}</div>')
 
 
 def _lanes(traces: Sequence[Trace]) -> str:
@@ -213,7 +217,7 @@ def _lanes(traces: Sequence[Trace]) -> str:
             ("bad", "no answer"),
         )
     )
-    return _section(
+    return section(
         "Requests",
         f'<p class="keys">{keys}</p><p class="tools" hidden>'
         '<button type="button" data-page="-1">earlier</button> <span id="lanes-shown"></span> '
@@ -234,14 +238,14 @@ def _stalls(found: Stalls, start_ns: int) -> str:
     )
     worst = sorted(found.found, key=lambda stall: -stall.gap_s)[:_ROWS]
     rows = [(str(stall.index), f"{seconds(start_ns, stall.from_ns):.3f} s", words.time(stall.gap_s)) for stall in worst]
-    return _section("Stalls", f"<p>{text}</p>{_table(('request', 'from', 'longest gaps'), rows)}")
+    return section("Stalls", f"<p>{text}</p>{table(('request', 'from', 'longest gaps'), rows)}")
 
 
 def _reasons(numbers: Summary) -> str:
     rows = [(str(count), reason) for reason, count in list(numbers.reasons.items())[: 2 * _ROWS]]
     more = len(numbers.reasons) - len(rows)
     rest = f"<p>and {more} more reasons, see records.csv</p>" if more > 0 else ""
-    return _section("Without an answer", _table(("requests", "reason"), rows) + rest) if rows else ""
+    return section("Without an answer", table(("requests", "reason"), rows) + rest) if rows else ""
 
 
 def _slowest(view: View) -> str:
@@ -259,7 +263,7 @@ def _slowest(view: View) -> str:
         for trace in slow
     ]
     head = ("request", "due", "TTFT", "E2EL", "tokens", "prompt")
-    return _section("Slowest answers", _table(head, rows)) if rows else ""
+    return section("Slowest answers", table(head, rows)) if rows else ""
 
 
 def _excerpt(prompts: Sequence[str], index: int) -> str:
@@ -272,17 +276,17 @@ def _definitions() -> str:
         (metric.label, metric.unit, metric.formula) for metric in (*per_request.METRICS, *per_request.GAPS)
     ]
     metrics += [(metric.label, metric.unit, metric.formula) for metric in per_run.METRICS]
-    return f"<details><summary>Definitions</summary>{_table(('metric', 'unit', 'formula'), metrics)}</details>"
+    return f"<details><summary>Definitions</summary>{table(('metric', 'unit', 'formula'), metrics)}</details>"
 
 
 def _environment(view: View) -> str:
     if not view.environment:
         return ""
     rows = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in view.environment.items()]
-    return f"<details><summary>Environment</summary>{_table(('', ''), rows)}</details>"
+    return f"<details><summary>Environment</summary>{table(('', ''), rows)}</details>"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of plain text."""
     lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     if not lines:
@@ -292,7 +296,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table class="text">{body}</table></div>'
 
 
-def _section(title: str, inside: str) -> str:
+def section(title: str, inside: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{inside}</section>"
 
 
