@@ -14,7 +14,7 @@ from llmbench.accuracy import bounds, measure
 from llmbench.accuracy.measure import FIGURES, Figures, Int64, Scratch
 from llmbench.accuracy.sides import Finding, Side, StoreSide, dtype_of
 
-BLOCK_VALUES = 1 << 18  # as many values as keep a block's scratch within a core's cache
+BLOCK_VALUES = 1 << 19  # as many values as keep a block's scratch within a core's cache
 _MOST_ROWS = 64
 
 

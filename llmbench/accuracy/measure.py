@@ -51,7 +51,8 @@ FIGURES = np.dtype(
 
 _SMALL = 0.1  # below it, exp(u) - 1 - u is taken from its series
 _SERIES_ERROR = 1e-4  # of the first term that is left out, relative to the first of all
-_LARGE = 60.0  # above it, exp(d) in float32 comes near its end
+_LARGE = 60.0  # above it, exp in float32 comes near its end
+_LOWEST = -20.0  # below it as the largest, the others come near its other end
 
 
 class Known(NamedTuple):
@@ -129,18 +130,24 @@ def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures,
         up, down = _largest(z, y, d, out)
         top = out["base_top"].astype(np.int64)
         peak = z[rows, top]
-        w = np.subtract(z, peak[:, None], out=room.weight[:n])
+        w, scale = room.weight[:n], peak
         if known is None:
             zz, mean = _sum_of_products(z, z), _sum(z) / vocab_size
+            np.subtract(z, peak[:, None], out=w)
             w[rows, top] = -np.inf
             out["margin"] = -w.max(axis=1)
             w[rows, top] = 0.0
+            np.exp(w, out=w)
+        elif ((peak > _LOWEST) & (peak < _LARGE)).all():
+            np.exp(z, out=w)  # within float32 as they are
+            scale = np.zeros_like(peak)
         else:
+            np.exp(np.subtract(z, peak[:, None], out=w), out=w)
+        if known is not None:
             mean = known.base["mean"]
             zz = (known.base["variance"] + mean**2) * vocab_size
             out["margin"] = known.base["top"] - known.base["second"]
-        np.exp(w, out=w)
-        sum_w = _sum(w) if known is None else np.exp(known.base["lse"] - peak)
+        sum_w = _sum(w) if known is None else np.exp(known.base["lse"] - scale)
         zd, dd = _sum_of_products(z, d), _sum_of_products(d, d)
         out["finite"] = np.isfinite(zz) & np.isfinite(dd)
         out["rms"] = np.sqrt(dd / vocab_size)
@@ -149,7 +156,7 @@ def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures,
         chosen = np.where(tokens < 0, top, tokens)
         chosen_z, chosen_d = z[rows, chosen].astype(np.float64), d[rows, chosen].astype(np.float64)
         delta_lse = _divergence(w, sum_w, d, d[rows, top], up, down, out)
-        out["p"] = np.exp(chosen_z - peak.astype(np.float64) - np.log(sum_w))
+        out["p"] = np.exp(chosen_z - scale.astype(np.float64) - np.log(sum_w))
         out["delta_nll"] = delta_lse - chosen_d
         out["delta_p"] = out["p"] * np.expm1(-out["delta_nll"])
     out["kld_most"] = out["kld"]
