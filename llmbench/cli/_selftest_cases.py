@@ -67,9 +67,17 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         return self.low <= self.value <= self.high
 
+    @property
+    def allowed(self) -> str:
+        """The band in words."""
+        if math.isinf(self.high):
+            return f"{self.low:.3g} or more"
+        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+        return " ".join(([f"{middle:.3g}"] if middle else []) + ([f"± {half:.2g}"] if half else []))
+
     def __str__(self) -> str:
-        allowed = f"{self.low:.3g} to {self.high:.3g}" if math.isfinite(self.high) else f"{self.low:.3g} or more"
-        return f"{self.what} {self.value:.3g}{self.unit and f' {self.unit}'} ({'' if self.ok else 'NOT '}{allowed})"
+        shown = f"{self.value:.3g}{self.unit and f' {self.unit}'}"
+        return f"{self.what} {shown} ({'' if self.ok else 'NOT '}{self.allowed})"
 
 
 def _nothing_more(_: Measured) -> list[Figure]:
@@ -105,10 +113,10 @@ def _as_stated(found: Measured) -> list[Figure]:
     """Mean errors within what the calibration stated, and p99 as reported within what the checks allow."""
     error, stated, most_s = found.error, found.stated.error, own_error_limit_s(found.answered)
     return [
-        _within("TTFT off the truth by, mean", error.ttft.mean_s, stated.ttft.high_s),
-        _within("its p99", error.ttft_p99_shift_s, most_s),
-        _within("chunk stamps, mean", error.stamp.mean_s, stated.stamp.high_s),
-        _within("p99 of ICL", error.icl_p99_shift_s, most_s),
+        _within("TTFT - the truth, mean", error.ttft.mean_s, stated.ttft.high_s),
+        _within("as p99", error.ttft_p99_shift_s, most_s),
+        _within("a chunk's stamp, mean", error.stamp.mean_s, stated.stamp.high_s),
+        _within("ICL, as p99", error.icl_p99_shift_s, most_s),
     ]
 
 
@@ -119,7 +127,7 @@ def _true_tpot(found: Measured) -> list[Figure]:
         for record, truth in zip(found.answered, found.truths, strict=True)
         if (per := per_request.tpot.of(record)) is not None
     ]
-    return [_within("TPOT off the truth by, mean", fmean(off) if off else None, _tpot_error_s(found))]
+    return [_within("TPOT - the truth, mean", fmean(off) if off else None, _tpot_error_s(found))]
 
 
 def _tpot_error_s(found: Measured) -> float:
@@ -128,7 +136,7 @@ def _tpot_error_s(found: Measured) -> float:
 
 
 def _true_first(found: Measured) -> list[Figure]:
-    return [_within("TTFT off the truth by, mean", found.error.ttft.mean_s, found.stated.error.ttft.high_s)]
+    return [_within("TTFT - the truth, mean", found.error.ttft.mean_s, found.stated.error.ttft.high_s)]
 
 
 def _slower(found: Measured) -> list[Figure]:
@@ -154,13 +162,13 @@ def _frozen(found: Measured) -> list[Figure]:
 
 def _collapsed(found: Measured) -> list[Figure]:
     error = found.error.ttft.mean_s or 0.0
-    return [Figure(what="TTFT reported longer than it was by, mean", value=1e3 * error, low=50.0, high=math.inf)]
+    return [Figure(what="TTFT - the truth, mean", value=1e3 * error, low=50.0, high=math.inf)]
 
 
 def _offers_less(found: Measured) -> list[Figure]:
     offered, achieved = per_run.offered_rate.of(found.records), per_run.achieved_rate.of(found.records)
     less = 0.0 if not offered or achieved is None else 1 - achieved / offered
-    return [Figure(what="offers too little by", value=100 * less, low=8.0, high=30.0, unit="%")]
+    return [Figure(what="offers too little by", value=100 * less, low=8.0, high=math.inf, unit="%")]
 
 
 def _dispersed(found: Measured) -> list[Figure]:

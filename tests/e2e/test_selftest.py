@@ -110,7 +110,7 @@ def test_a_figure_outside_of_its_band_fails_the_case_and_is_shown() -> None:
     run = msgspec.structs.replace(found("lengths"), answered=[None])
     verdict = _selftest.judge(case, run)
     assert verdict.outcome == "FAILED"
-    assert "TTFT off by 3 ms (NOT -1 to 1)" in _selftest.lines(verdict)[0]
+    assert "TTFT off by 3 ms (NOT ± 1)" in _selftest.lines(verdict)[0]
 
 
 def test_what_tripped_and_what_should_have_is_said() -> None:
