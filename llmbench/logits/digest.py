@@ -27,21 +27,37 @@ STATISTICS = np.dtype(
 )
 
 
+class Room:
+    """Memory that rows are worked on in, kept from one step to the next: to be given pages anew takes its time."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._values = np.empty((0, vocab_size), np.float32)
+        self._words = np.empty((0, vocab_size), np.uint64)
+
+    def take(self, num_rows: int) -> tuple[Float32, UInt64]:
+        """float32 and uint64, [num_rows, V] each."""
+        if len(self._values) < num_rows:
+            self._values = np.empty((num_rows, self._values.shape[1]), np.float32)
+            self._words = np.empty(self._values.shape, np.uint64)
+        return self._values[:num_rows], self._words[:num_rows]
+
+
 def statistics(rows: Float32) -> Records:
     """STATISTICS [n] of rows float32 [n, V], V >= 2; NaN anywhere in a row gives NaN in its figures."""
     found = np.zeros(len(rows), STATISTICS)
-    describe(rows, found)
+    describe(rows, found, Room(rows.shape[1]))
     return found
 
 
-def describe(rows: Float32, out: Records) -> None:
+def describe(rows: Float32, out: Records, room: Room) -> None:
     """Set the fields of STATISTICS in records that have them among others."""
     n, vocab_size = rows.shape
+    shifted, words = room.take(n)
     places = np.arange(n)
     top_ids = rows.argmax(axis=1)
     top = rows[places, top_ids]
     with np.errstate(invalid="ignore", over="ignore"):
-        shifted = rows - top[:, None]
+        np.subtract(rows, top[:, None], out=shifted)
         shifted[places, top_ids] = -np.inf
         second_ids = shifted.argmax(axis=1)
         shifted[places, top_ids] = 0.0
@@ -52,7 +68,7 @@ def describe(rows: Float32, out: Records) -> None:
         out["lse"] = top + np.log(shifted.sum(axis=1, dtype=np.float64))
     out["top_id"], out["top"] = top_ids, top
     out["second_id"], out["second"] = second_ids, rows[places, second_ids]
-    out["mean"], out["checksum"] = mean, checksum(rows)
+    out["mean"], out["checksum"] = mean, _checksum(rows, words)
 
 
 def checksum(rows: Float32) -> UInt64:
@@ -61,7 +77,12 @@ def checksum(rows: Float32) -> UInt64:
     Multilinear hashing mod 2^64 (Dietzfelbinger 1996): two rows that differ have one checksum with probability 2^-32
     at most. It takes a fifth of the time of CRC-32. It is no signature: who knows the weights can forge it.
     """
-    words = np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64)
+    return _checksum(rows, np.empty(rows.shape, np.uint64))
+
+
+def _checksum(rows: Float32, words: UInt64) -> UInt64:
+    """The same; `words` is the memory to do it in."""
+    np.copyto(words, np.ascontiguousarray(rows).view(np.uint32))
     np.multiply(words, _weights(rows.shape[1]), out=words)
     total: UInt64 = words.sum(axis=1, dtype=np.uint64)
     return total

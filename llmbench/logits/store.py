@@ -116,6 +116,7 @@ class Writer:
         self.folder = folder
         self.manifest = _take_up(folder, manifest)
         self._tail_keys: dict[int, int] = {}
+        self._room = digest.Room(manifest.vocab_size)
         number = len(_parts(folder))
         while True:
             try:
@@ -143,7 +144,7 @@ class Writer:
 
         `records` INDEX [n] say what the rows are, from `request` to `prefix`; the other fields are set here.
         """
-        digest.describe(rows, records)
+        digest.describe(rows, records, self._room)
         tokens = records["token"].astype(np.int64)
         logits = rows[np.arange(len(rows)), np.maximum(tokens, 0)]
         records["token_logit"] = np.where(tokens >= 0, logits, np.float32(np.nan))
