@@ -4,11 +4,12 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from llmbench.loadgen._pacer import KernelTimer
 
@@ -16,6 +17,8 @@ _FEW_FILES = 4096
 _LITTLE_SHARED_BYTES = 256 << 20
 _MOST_LOAD = 0.5  # per core, of others
 _MOST_STEAL = 0.01
+OTHERS_BUSY = 0.1
+"""Where others have more of a machine's CPU time, what is measured on it is theirs too."""
 _GOOD_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page")
 
 
@@ -51,6 +54,28 @@ class Steal:
             ok=share <= _MOST_STEAL,
             remedy="the hypervisor gives this machine's cores to others: use dedicated ones, or repeat more often",
         )
+
+
+class Others:
+    """Who else uses the machine, from making this to asking.
+
+    Ours is this process, its children that have ended, and what `also` says of those that have not.
+    """
+
+    def __init__(self, also: Callable[[], float] = lambda: 0.0) -> None:
+        self._also = also
+        self._ours_s = self._ours()
+        self._busy_s, self._all_s = _cpu_s()
+
+    def share(self) -> float:
+        """Of the CPU time of all cores, what was used by others or stolen by the hypervisor."""
+        busy_s, all_s = _cpu_s()
+        theirs_s = busy_s - self._busy_s - (self._ours() - self._ours_s)
+        return max(0.0, theirs_s) / max(all_s - self._all_s, 1e-3)
+
+    def _ours(self) -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return self._also() + sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _processor() -> Iterator[Finding]:
@@ -136,6 +161,13 @@ def _python() -> Finding:
         ok=fast,
         remedy="without uvloop a read costs three times as much: pip install uvloop",
     )
+
+
+def _cpu_s() -> tuple[float, float]:
+    """CPU time that was used or stolen, and all of it, since the machine started."""
+    times = psutil.cpu_times()._asdict()
+    total = sum(value for name, value in times.items() if not name.startswith("guest"))  # it is in `user` too
+    return total - times["idle"] - times.get("iowait", 0.0), total
 
 
 def _ticks() -> tuple[int, int] | None:

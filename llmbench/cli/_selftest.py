@@ -10,6 +10,7 @@ import msgspec
 
 from llmbench import plugins, protocols
 from llmbench.cli import _evidence
+from llmbench.cli._machine import OTHERS_BUSY, Others
 from llmbench.cli._selftest_cases import CASES, GAP_S, TTFT_S, Case, Figure, Measured, Work
 from llmbench.clock import now_ns, seconds
 from llmbench.errors import InputError
@@ -35,7 +36,7 @@ _CALIBRATED = calibrate.Load(requests_per_s=100.0, num_tokens=24, ttft_s=TTFT_S,
 _EXIT = {"ok": 0, "FAILED": 1, "disturbed": 4}
 
 Outcome = Literal["ok", "FAILED", "disturbed"]
-"""Disturbed: all is as it should be but for checks that say that this machine is too busy to measure."""
+"""Disturbed: others use this machine, and all is as it should be but for checks that say that it is too busy."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +53,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Those that should not have tripped."""
     figures: list[Figure]
     attempts: int
+    others: float
+    """The share of this machine's CPU time that others had meanwhile."""
     took_s: float
 
 
@@ -110,7 +113,9 @@ def try_case(case: Case, stated: Calibration) -> Verdict:
     """Run a case until it is as it should be, three times at most, and only while the machine was disturbed."""
     start_ns = now_ns()
     for attempt in range(1, _ATTEMPTS + 1):
-        verdict = judge(case, measure(case, stated), attempt, seconds(start_ns, now_ns()))
+        watch = Others()
+        found = measure(case, stated)
+        verdict = judge(case, found, watch.share(), attempt, seconds(start_ns, now_ns()))
         if verdict.outcome == "ok" or not _may_be_noise(verdict):
             break
     return verdict
@@ -137,7 +142,7 @@ def measure(case: Case, stated: Calibration) -> Measured:
     )
 
 
-def judge(case: Case, found: Measured, attempt: int = 1, took_s: float = 0.0) -> Verdict:
+def judge(case: Case, found: Measured, others: float = 0.0, attempt: int = 1, took_s: float = 0.0) -> Verdict:
     """Whether the checks that should have tripped have, and no others, and the figures are what was planted."""
     tripped = [check.id for check in found.checks if check.verdict in ("failed", "inconclusive")]
     missing = [name for name in sorted(case.trips) if name not in tripped]
@@ -146,7 +151,7 @@ def judge(case: Case, found: Measured, attempt: int = 1, took_s: float = 0.0) ->
     outcome: Outcome = "FAILED"
     if not missing and not extra and all(figure.ok for figure in figures):
         outcome = "ok"
-    elif not missing and _NOISE & set(extra) and set(extra) <= _WITH_NOISE:
+    elif others > OTHERS_BUSY and not missing and _NOISE & set(extra) and set(extra) <= _WITH_NOISE:
         outcome = "disturbed"
     return Verdict(
         name=case.name,
@@ -157,6 +162,7 @@ def judge(case: Case, found: Measured, attempt: int = 1, took_s: float = 0.0) ->
         extra=extra,
         figures=figures,
         attempts=attempt,
+        others=others,
         took_s=took_s,
     )
 
@@ -182,7 +188,8 @@ def plan_of(work: Work) -> plans.Plan:
 def lines(verdict: Verdict) -> list[str]:
     """A case on the screen: one line, and one more for what is not as it should be."""
     tripped = ", ".join(verdict.tripped) or "nothing"
-    again = f", attempt {verdict.attempts}" if verdict.attempts > 1 else ""
+    busy = f", others had {verdict.others:.0%} of the CPUs" if verdict.outcome != "ok" else ""
+    again = (f", attempt {verdict.attempts}" if verdict.attempts > 1 else "") + busy
     figures = "".join(f"; {figure}" for figure in verdict.figures)
     shown = [f"{verdict.outcome:9} {verdict.name:16} tripped {tripped}{again}{figures}"]
     if verdict.missing:

@@ -186,7 +186,7 @@ def _faulty(**faults: float) -> Settings:
     return Settings(ttft_s=TTFT_S, gap_s=GAP_S, faults=msgspec.convert(faults, Faults))
 
 
-_BUSY_LOAD = Work(qps=200.0, num_requests=300, num_tokens=64)
+_BUSY_LOAD = Work(qps=200.0, num_requests=260, num_tokens=64)
 
 CASES: tuple[Case, ...] = (
     Case(
@@ -303,12 +303,12 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         name="collapsing",
-        says="a client that computes for 0.11 ms on every token collapses at 200 requests per second",
+        says="a client that computes for 0.13 ms on every token collapses at 200 requests per second",
         trips=frozenset({"client-cpu", "lateness", "stalls"}),
         may=frozenset({"rate", "arrivals", "saturation", "drain", "coalescing", "streaming"}),
         server=Settings(ttft_s=0.05, gap_s=GAP_S),
         work=_BUSY_LOAD,
-        client=lambda: doctored.slow_events(0.00011),
+        client=lambda: doctored.slow_events(0.00013),
         figures=_collapsed,
     ),
     Case(
@@ -316,7 +316,7 @@ CASES: tuple[Case, ...] = (
         says="a client that sleeps from one request to the next offers too little",
         trips=frozenset({"lateness", "rate"}),
         may=frozenset({"arrivals", "saturation"}),
-        work=Work(qps=200.0, num_requests=240),
+        work=Work(qps=200.0, num_requests=240, num_tokens=8),
         client=doctored.relative_sleeps,
         figures=_offers_less,
     ),
@@ -324,7 +324,7 @@ CASES: tuple[Case, ...] = (
         name="same-seed",
         says="a client whose ten workers draw their arrivals from one seed",
         trips=frozenset({"arrivals"}),
-        work=Work(qps=200.0, num_requests=300),
+        work=Work(qps=200.0, num_requests=300, num_tokens=8),
         client=lambda: doctored.in_step(10),
         figures=_dispersed,
     ),
@@ -337,10 +337,11 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         name="starved",
-        says="a client that shares its core with six processes that never sleep",
-        trips=frozenset({"lateness"}),
-        may=frozenset({"stalls", "client-cpu", "rate", "arrivals", "coalescing", "streaming", "saturation"}),
-        client=lambda: doctored.starved(6),
+        says="a client that shares its core with five processes that never sleep, and would need a third of it",
+        trips=frozenset({"lateness", "stalls"}),
+        may=frozenset({"client-cpu", "rate", "arrivals", "saturation", "drain", "coalescing", "streaming"}),
+        work=_BUSY_LOAD,
+        client=lambda: doctored.starved(5),
         possible=doctored.can_starve,
     ),
 )

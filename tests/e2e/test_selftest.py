@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llmbench.cli import _selftest
+from llmbench.cli import _machine, _selftest
 from llmbench.cli._selftest_cases import CASES, Case, Figure, Measured
 from llmbench.errors import InputError
 from llmbench.loadgen import doctored
@@ -71,19 +71,20 @@ LENGTHS = next(case for case in CASES if case.name == "truncated")
 
 
 @pytest.mark.parametrize(
-    ("tripped", "outcome"),
+    ("tripped", "others", "outcome"),
     [
-        (["lengths"], "ok"),
-        ([], "FAILED"),
-        (["lengths", "cache"], "FAILED"),
-        (["lengths", "lateness"], "disturbed"),
-        (["lengths", "lateness", "coalescing"], "disturbed"),
-        (["lengths", "coalescing"], "FAILED"),
-        (["lateness"], "FAILED"),
+        (["lengths"], 0.9, "ok"),
+        ([], 0.9, "FAILED"),
+        (["lengths", "cache"], 0.9, "FAILED"),
+        (["lengths", "lateness"], 0.9, "disturbed"),
+        (["lengths", "lateness"], 0.05, "FAILED"),
+        (["lengths", "lateness", "coalescing"], 0.9, "disturbed"),
+        (["lengths", "coalescing"], 0.9, "FAILED"),
+        (["lateness"], 0.9, "FAILED"),
     ],
 )
-def test_a_case_is_ok_when_its_checks_trip_and_no_others(tripped: list[str], outcome: str) -> None:
-    assert _selftest.judge(LENGTHS, found(*tripped)).outcome == outcome
+def test_a_case_is_ok_when_its_checks_trip_and_no_others(tripped: list[str], others: float, outcome: str) -> None:
+    assert _selftest.judge(LENGTHS, found(*tripped), others).outcome == outcome
 
 
 @pytest.mark.parametrize(("runs", "attempts"), [([["lengths"]], 1), ([["cache"]], 1), ([["lateness"], ["lengths"]], 2)])
@@ -97,6 +98,7 @@ def test_only_a_disturbed_case_is_tried_again(
 
 def test_a_machine_that_is_always_busy_leaves_a_case_untold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_selftest, "measure", lambda case, stated: found("lengths", "stalls"))
+    monkeypatch.setattr(_machine.Others, "share", lambda self: 0.5)
     verdict = _selftest.try_case(LENGTHS, calibration())
     assert (verdict.outcome, verdict.attempts) == ("disturbed", 3)
     report = _selftest.Report(outcome="disturbed", took_s=6.0, instrument=calibration(), cases=[verdict])
@@ -136,6 +138,12 @@ def test_workers_that_share_a_seed_send_as_much_as_the_others() -> None:
     assert len(moved.requests) == 2000
     assert moved.sha256 != plan.sha256
     assert moved.requests[-1].due_s == pytest.approx(plan.requests[-1].due_s, rel=0.2)
+
+
+def test_the_cpu_time_of_others_is_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, ours = iter([(10.0, 100.0), (14.0, 110.0)]), iter([0.0, 3.0])
+    monkeypatch.setattr(_machine, "_cpu_s", lambda: next(machine))
+    assert _machine.Others(lambda: next(ours)).share() == pytest.approx(0.1, abs=0.01)
 
 
 # -- from outside ------------------------------------------------------------------------------------------------------
