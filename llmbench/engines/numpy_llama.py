@@ -5,15 +5,14 @@ import math
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from llmbench.engines import Batch, Capacity, EngineSettings, Group, StepResult
 from llmbench.engines import _attention as attention
 from llmbench.engines import _llama_weights as weights
 from llmbench.engines import _matrix as matrix
+from llmbench.engines import _step as step
 from llmbench.engines._blas import available_threads, has_small_matrix_kernels, set_threads
-from llmbench.engines._sampling import pick
-from llmbench.errors import InputError, ServingError
+from llmbench.errors import ServingError
 from llmbench.weights import shard
 from llmbench.weights.model import Model, ModelConfig
 
@@ -52,7 +51,7 @@ class NumpyLlama:
         self._workers, layout = _share_out(settings.threads or available_threads())
         self._weights = weights.load(model, layout, self._workers)
         self._block_size = settings.block_size
-        num_blocks = settings.num_blocks or _choose_num_blocks(config, settings, _CACHE_SHARE / num_ranks)
+        num_blocks = settings.num_blocks or step.choose_num_blocks(config, settings, _CACHE_SHARE / num_ranks)
         shape = (config.num_layers, num_blocks, settings.block_size, 2 * config.num_kv_heads, config.head_dim)
         self._cache: Float32 = np.zeros(shape, np.float32)
         self._max_model_len = min(config.max_positions, num_blocks * settings.block_size)
@@ -66,7 +65,7 @@ class NumpyLlama:
 
     def step(self, batch: Batch) -> StepResult:
         """Compute one step and write the KV cache."""
-        self._check(batch)
+        step.check(batch, self._max_model_len, self._vocab_size)
         plan = self._plan(batch)
         with np.errstate(over="ignore"):  # exp(-gate) of a very negative gate: infinite, and silu then rightly 0
             hidden = self._layers(batch, plan)
@@ -81,26 +80,17 @@ class NumpyLlama:
         self._scratches.clear()
         self._scratch = attention.Scratch()
 
-    def _check(self, batch: Batch) -> None:
-        """Raise ServingError for what would read or write outside the cache or the vocabulary."""
-        if batch.context_lens.max() > self._max_model_len:
-            raise ServingError(f"a sequence of {batch.context_lens.max()} tokens; at most {self._max_model_len} fit")
-        if batch.token_ids.min() < 0 or batch.token_ids.max() >= self._vocab_size:
-            raise ServingError(f"a token id is outside the vocabulary of {self._vocab_size}")
-
     def _choose(self, batch: Batch, logits: Float32) -> StepResult:
         """The tokens, from logits [m, vocab]."""
         try:
-            return _result(batch, logits)
+            return step.result(batch, logits)
         except ServingError:
             self._forget(batch)
             raise
 
     def _forget(self, batch: Batch) -> None:
         """Clear the blocks of a step without finite logits: padding multiplies old values by 0, which NaN survives."""
-        needed = -(-batch.context_lens // self._block_size)
-        used = np.arange(batch.block_tables.shape[1]) < needed[:, None]
-        self._cache[:, batch.block_tables[used]] = 0
+        self._cache[:, step.used_blocks(batch, self._block_size)] = 0
 
     def _plan(self, batch: Batch) -> Plan:
         query_lens, context_lens = batch.query_lens, batch.context_lens
@@ -113,7 +103,7 @@ class NumpyLlama:
         return Plan(
             slots=blocks * self._block_size + positions % self._block_size,
             rotations=self._rotations[positions][:, None],
-            logit_rows=_logit_rows(batch),
+            logit_rows=step.logit_rows(batch),
             groups=attention.group_decodes(
                 ends[decodes] - 1, context_lens[decodes], batch.block_tables[decodes], self._block_size, block_elements
             ),
@@ -231,7 +221,7 @@ class ShardedLlama(NumpyLlama):
 
     def step(self, batch: Batch) -> StepResult:
         """Compute one step together with the other ranks; only rank 0's result has tokens and logits."""
-        self._check(batch)
+        step.check(batch, self._max_model_len, self._vocab_size)
         plan = self._plan(batch)
         with np.errstate(over="ignore"):  # as above
             hidden = self._layers(batch, plan)
@@ -259,48 +249,16 @@ class ShardedLlama(NumpyLlama):
 
 def engine(model: Model, settings: EngineSettings) -> NumpyLlama:
     """Load a model. Raises InputError when its weights do not fit into the free memory."""
-    _check_memory(model)
+    step.check_memory(model)
     return NumpyLlama(model, settings)
 
 
 def sharded(model: Model, settings: EngineSettings, group: Group) -> ShardedLlama:
     """Load a rank's part of a model. Raises ConfigError when it cannot be cut, InputError when it does not fit."""
     shard.check(model, group.size)
-    _check_memory(model)
+    step.check_memory(model)
     group.all_reduce(np.zeros(1, np.float32))  # nobody takes memory before everybody has looked at what is free
     return ShardedLlama(model, settings, group)
-
-
-def _logit_rows(batch: Batch) -> Intp:
-    """The last token of each sequence that wants one, and every token of those in `score_prompts`."""
-    last: Intp = np.cumsum(batch.query_lens, dtype=np.intp)[batch.wants_token] - 1
-    if batch.score_prompts is None:
-        return last
-    wanted = np.repeat(batch.score_prompts, batch.query_lens)
-    wanted[last] = True
-    return np.flatnonzero(wanted)
-
-
-def _result(batch: Batch, logits: Float32) -> StepResult:
-    """Tokens from logits [m, vocab] of the tokens in `_logit_rows`."""
-    prompt_logits: tuple[Float32, ...] = ()
-    if batch.score_prompts is not None:
-        rows, ends = _logit_rows(batch), np.cumsum(batch.query_lens)
-        starts = np.searchsorted(rows, ends - batch.query_lens)[batch.score_prompts]
-        counts = batch.query_lens[batch.score_prompts]
-        prompt_logits = tuple(logits[start : start + num] for start, num in zip(starts, counts, strict=True))
-        logits = logits[np.searchsorted(rows, ends[batch.wants_token] - 1)]
-    tokens = np.full(len(batch.query_lens), -1, np.int32)
-    chosen = np.zeros(len(batch.query_lens), np.float32)
-    wants = batch.wants_token
-    if len(logits):
-        tokens[wants], chosen[wants] = pick(logits, batch.sampling[wants])
-    return StepResult(
-        token_ids=tokens,
-        chosen_logits=chosen,
-        logits=logits if batch.want_logits else None,
-        prompt_logits=prompt_logits,
-    )
 
 
 def _rotations(config: ModelConfig, num_positions: int) -> npt.NDArray[np.complex64]:
@@ -314,15 +272,6 @@ def _rotations(config: ModelConfig, num_positions: int) -> npt.NDArray[np.comple
     return rotations
 
 
-def _check_memory(model: Model) -> None:
-    needed, free = 4 * model.config.num_parameters, psutil.virtual_memory().available
-    if needed > 0.9 * free:
-        raise InputError(
-            f"model {model.name}: its weights take {needed / 1e9:.1f} GB in float32, {free / 1e9:.1f} GB are free;"
-            " take a smaller one, or random:<preset>,layers=N for fewer layers"
-        )
-
-
 def _share_out(num_threads: int) -> tuple[matrix.Workers, matrix.Layout]:
     """Threads of our own over panels where BLAS is fast with small matrices; else the threads of BLAS over whole ones.
 
@@ -331,11 +280,3 @@ def _share_out(num_threads: int) -> tuple[matrix.Workers, matrix.Layout]:
     panels = has_small_matrix_kernels()
     set_threads(1 if panels else num_threads)
     return matrix.Workers(num_threads if panels else 1), matrix.PANELS if panels else matrix.WHOLE
-
-
-def _choose_num_blocks(config: ModelConfig, settings: EngineSettings, share: float) -> int:
-    """Enough for max_batch of the longest sequences, within a share of the free memory, but for one at least."""
-    longest = -(-config.max_positions // settings.block_size)
-    block_bytes = 4 * config.num_layers * settings.block_size * 2 * config.num_kv_heads * config.head_dim
-    affordable = int(psutil.virtual_memory().available * share) // block_bytes
-    return max(longest, min(settings.max_batch * longest, affordable))
