@@ -3,6 +3,7 @@
 LlmbenchError                exit  HTTP
 ├── InputError                 2    400   wrong usage, configuration or input file
 │   ├── ConfigError            2    400   a settings file or flag; names the key
+│   ├── NotInstalled           2    400   an optional library is missing; says what to install
 │   └── RequestError           2    400   one request's body or parameters
 │       ├── PromptTooLong      2    400   prompt and answer together pass the server's limit
 │       ├── PromptEmpty        2    400   nothing to continue, or the padding id inside
@@ -33,6 +34,10 @@ class InputError(LlmbenchError):
 
 class ConfigError(InputError):
     """A settings file or a flag is wrong; the message begins with the key."""
+
+
+class NotInstalled(InputError):
+    """An optional library is missing; the message says what to install."""
 
 
 class RequestError(InputError):

@@ -10,7 +10,7 @@ _MODEL_HELP = "embedded, random:PRESET[,layers=N] (tiny, 110m, llama2-7b, llama2
 def serve(
     config: Path | None = typer.Argument(None, help="Settings: a YAML of ours or of llm-serving. Flags win."),
     model: str | None = typer.Option(None, help=_MODEL_HELP),
-    engine: str | None = typer.Option(None, help="What computes: numpy_llama, stub."),
+    engine: str | None = typer.Option(None, help="What computes: numpy_llama, mindspore_llama, mindformers, stub."),
     tokenizer: str | None = typer.Option(None, help="A tokenizer.model, for models that bring none."),
     host: str | None = typer.Option(None, help="Where to listen; the default is this machine only."),
     port: int | None = typer.Option(None, "--port", "-P", help="Port to listen on; 0 takes a free one. Default 8835."),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from llmbench import plugins
 from llmbench.engines._sampling import pick as pick
-from llmbench.errors import InputError
+from llmbench.errors import InputError, NotInstalled
 from llmbench.weights.model import Model
 
 Int32 = npt.NDArray[np.int32]
@@ -32,9 +32,14 @@ SAMPLING = np.dtype(
 )
 
 
+_EXTRAS = {"mindspore": "mindspore", "mindformers": "mindspore"}  # library -> our extra that brings it
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`num_blocks` None lets the engine choose from the model and the free memory; `threads`, of this rank, None uses
-    every core; `step_time_s` is how long a step of the stub takes, other engines take the time they need.
+    every core; `step_time_s` is how long a step of the stub takes, other engines take the time they need. With
+    `warm_up` an engine that compiles does so for the usual shapes before the first step. `model_cfg_path` is a predict
+    YAML of MindFormers, for the engine of this name.
     """
 
     num_blocks: int | None = None
@@ -42,6 +47,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int = 64
     threads: int | None = None
     step_time_s: float = 0.0
+    warm_up: bool = False
+    model_cfg_path: str | None = None
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,13 +137,18 @@ class Group(Protocol):
 def get(name: str, model: Model, settings: EngineSettings, group: Group | None = None) -> Engine:
     """An engine by name, its weights loaded; with a group, the part that this rank holds.
 
-    Raises InputError for an unknown engine, one that cannot run here, or not on several ranks.
+    Raises InputError for an unknown engine, one that cannot run here, or not on several ranks; NotInstalled, which is
+    one too, when it needs a library that is not there.
     """
     module = plugins.load("engines", name)
-    if group is None:
-        engine: Engine = module.engine(model, settings)
-    elif hasattr(module, "sharded"):
-        engine = module.sharded(model, settings, group)
-    else:
+    if group is not None and not hasattr(module, "sharded"):
         raise InputError(f"engine {name}: it runs on one rank only, {group.size} were asked for")
+    try:
+        engine: Engine = module.engine(model, settings) if group is None else module.sharded(model, settings, group)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        raise NotInstalled(
+            f"engine {name}: {error.name} is not installed; pip install 'llmbench[{_EXTRAS[error.name]}]'"
+        ) from error
     return engine

@@ -62,11 +62,13 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     together, each a part of it, and share the threads; `agent_ports` are for the first of them, 0 or none
     takes a free one; `bind_cpu` gives each cores of its own, see link.binding.
     `dialects` holds the options of HTTP dialects by name. `stub` replaces a part of the stack, see serving.stubs, by
-    one that takes `step_time_s` for a step and nothing else.
+    one that takes `step_time_s` for a step and nothing else. `model_cfg_path` is a predict YAML of MindFormers, which
+    the engine `mindformers` reads.
     """
 
     model: str = "embedded"
     engine: str = "numpy_llama"
+    model_cfg_path: str | None = None
     tokenizer: str | None = None
     model_name: str | None = None
     host: str = "127.0.0.1"

@@ -280,6 +280,8 @@ def _load(config: ServeConfig, num_blocks: int | None) -> frames.Load:
             max_batch=config.limits.max_batch,
             threads=config.threads,
             step_time_s=config.step_time_s,
+            warm_up=True,
+            model_cfg_path=config.model_cfg_path,
         ),
         capture=_capture(config),
     )

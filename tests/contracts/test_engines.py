@@ -10,7 +10,7 @@ import pytest
 
 from llmbench import engines, plugins
 from llmbench.engines import SAMPLING, Batch, Engine, EngineSettings, StepResult
-from llmbench.errors import InputError, ServingError
+from llmbench.errors import InputError, NotInstalled, ServingError
 from llmbench.weights.model import open_model
 from tests.together import Together
 
@@ -40,15 +40,12 @@ class Part(NamedTuple):
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Every engine, also as two ranks where it can be had so."""
     name, num_ranks = request.param
-    try:
-        module = plugins.load("engines", name)
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("llmbench"):
-            raise
-        pytest.skip(f"engine {name} needs {error.name}")
-    if num_ranks > 1 and not hasattr(module, "sharded"):
+    if num_ranks > 1 and not hasattr(plugins.load("engines", name), "sharded"):
         pytest.skip(f"engine {name} runs on one rank")
-    made = engines.get(name, MODEL, SETTINGS) if num_ranks == 1 else Together(name, MODEL, SETTINGS, num_ranks)
+    try:
+        made = engines.get(name, MODEL, SETTINGS) if num_ranks == 1 else Together(name, MODEL, SETTINGS, num_ranks)
+    except NotInstalled as error:
+        pytest.skip(str(error))
     yield made
     made.close()
 

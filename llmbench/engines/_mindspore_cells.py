@@ -1,0 +1,333 @@
+"""A Llama or Qwen2 decoder as MindSpore cells in graph mode, over a paged KV cache of its own parameters.
+
+Shapes in a call: n sequences of q new tokens each, T = n * q, block tables of W blocks, L = W * block_size. All are
+those of a bucket: MindSpore compiles one graph for each. Padding tokens write to a block of their own, the last one.
+Matrices are [in, out], which MindSpore's CPU kernels multiply by faster than by [out, in].
+"""
+
+import math
+
+import mindspore as ms
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops import auto_generate
+
+from llmbench.weights.model import Model, ModelConfig
+
+Float32 = npt.NDArray[np.float32]
+
+
+class Operators(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device computes with: its fused operators where they run, else plain ones; a MindSpore dtype by name."""
+
+    fused_attention: bool = False
+    fused_norm: bool = False
+    dtype: str = "float32"
+
+
+class Pages(msgspec.Struct, frozen=True, kw_only=True):
+    """The blocks of the KV cache; one more than these holds the padding."""
+
+    num_blocks: int
+    block_size: int
+
+    @property
+    def num_slots(self) -> int:
+        return (self.num_blocks + 1) * self.block_size
+
+
+class _Cell(nn.Cell):
+    """What all cells use: primitives, since what Python functions and methods wrap takes longer to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reshape = ops.Reshape()
+        self.transpose = ops.Transpose()
+        self.cast = ops.Cast()
+        self.gather = ops.Gather()
+        self.slice = ops.Slice()
+        self.multiply = ops.MatMul()
+
+
+class Norm(_Cell):
+    """RMSNorm, float32 inside, where there is no operator for it."""
+
+    def __init__(self, weight: Float32, eps: float, dtype: str) -> None:
+        super().__init__()
+        self.weight = _parameter(weight, "float32")
+        self.eps = eps
+        self.dtype = getattr(ms, dtype)
+        self.mean = ops.ReduceMean(True)
+        self.square = ops.Square()
+        self.rsqrt = ops.Rsqrt()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [T, hidden] of any dtype -> [T, hidden]."""
+        x = self.cast(x, ms.float32)
+        return self.cast(x * self.rsqrt(self.mean(self.square(x), -1) + self.eps) * self.weight, self.dtype)
+
+
+class FusedNorm(_Cell):
+    """RMSNorm as Ascend's operator."""
+
+    def __init__(self, weight: Float32, eps: float, dtype: str) -> None:
+        super().__init__()
+        self.weight = _parameter(weight, dtype)
+        self.norm = auto_generate.RmsNorm(eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [T, hidden] -> [T, hidden]."""
+        return self.norm(x, self.weight)[0]
+
+
+class PlainAttention(_Cell):
+    """Attention from operators that every device has: scatter new keys and values, gather those of the block tables.
+
+    The caches are [kv_heads * slots, head_dim], so that a gather gives [n, kv_heads, L, head_dim] and both products are
+    batched matrix products without a transposition. They are never reshaped: that copies them.
+    """
+
+    def __init__(self, config: ModelConfig, pages: Pages, dtype: str) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.group = config.num_heads // config.num_kv_heads
+        self.dtype = getattr(ms, dtype)
+        rows = config.num_kv_heads * pages.num_slots
+        self.keys = _zeros((rows, config.head_dim), dtype)
+        self.values = _zeros((rows, config.head_dim), dtype)
+        self.first_rows = Tensor(np.arange(config.num_kv_heads, dtype=np.int32)[None, :, None] * pages.num_slots)
+        self.block_size = pages.block_size
+        self.offsets = Tensor(np.arange(pages.block_size, dtype=np.int32))
+        self.scale = 1.0 / math.sqrt(config.head_dim)
+        self.update = ops.ScatterUpdate()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.weigh = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def places(self, slots: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Where to write, int32 [T * kv_heads], and what to read, int32 [n, kv_heads, L]: rows of the caches."""
+        num, width = tables.shape
+        kv = self.num_kv_heads
+        rows = self.reshape(slots, (-1, 1)) + self.reshape(self.first_rows, (1, kv))
+        seen = self.reshape(tables, (num, 1, width, 1)) * self.block_size + self.offsets
+        seen = self.reshape(seen, (num, 1, width * self.block_size)) + self.first_rows
+        return self.reshape(rows, (-1,)), seen
+
+    def write(self, keys: Tensor, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [T, kv_heads, head_dim] into the caches."""
+        return (
+            self.update(self.keys, rows, self.reshape(keys, (-1, self.head_dim))),
+            self.update(self.values, rows, self.reshape(values, (-1, self.head_dim))),
+        )
+
+    def construct(
+        self, q: Tensor, k: Tensor, v: Tensor, write_at: Tensor, read_at: Tensor, mask: Tensor, lens: Tensor
+    ) -> Tensor:
+        """q [T, heads, head_dim], k and v [T, kv_heads, head_dim] -> [T, heads * head_dim].
+
+        `write_at` and `read_at` are those of `places`; `mask` [n, 1, 1, q, L]: 0 or -inf; `lens` is for the fused
+        operators.
+        """
+        num, kv, length = read_at.shape
+        group, dim = self.group, self.head_dim
+        steps = q.shape[0] // num
+        keys, values = self.write(k, v, write_at)
+        keys = self.reshape(self.gather(keys, read_at, 0), (num * kv, length, dim))
+        values = self.reshape(self.gather(values, read_at, 0), (num * kv, length, dim))
+        q = q * self.scale
+        if steps > 1:
+            q = self.transpose(self.reshape(q, (num, steps, kv, group, dim)), (0, 2, 3, 1, 4))
+        scores = self.scores(self.reshape(q, (num * kv, group * steps, dim)), keys)
+        scores = self.cast(self.reshape(scores, (num, kv, group, steps, length)), ms.float32) + mask
+        shares = self.reshape(self.cast(self.softmax(scores), self.dtype), (num * kv, group * steps, length))
+        out = self.weigh(shares, values)
+        if steps > 1:
+            out = self.transpose(self.reshape(out, (num, kv, group, steps, dim)), (0, 3, 1, 2, 4))
+        return self.reshape(out, (num * steps, self.num_heads * dim))
+
+
+class FusedAttention(_Cell):
+    """Attention from Ascend's operators: ReshapeAndCache, PagedAttention for one new token, else flash attention."""
+
+    def __init__(self, config: ModelConfig, pages: Pages, dtype: str) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        shape = (pages.num_blocks + 1, pages.block_size, config.num_kv_heads, config.head_dim)
+        self.keys = _zeros(shape, dtype)
+        self.values = _zeros(shape, dtype)
+        scale = 1.0 / math.sqrt(config.head_dim)
+        self.update = auto_generate.ReshapeAndCache()
+        self.paged = auto_generate.PagedAttention(config.num_heads, scale, config.num_kv_heads)
+        self.flash = auto_generate.FlashAttentionScore(config.num_heads, scale_value=scale, input_layout="BSH")
+
+    def places(self, slots: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Where to write and what to read: slots and tables as they are."""
+        return slots, tables
+
+    def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [T, kv_heads, head_dim] into slots int32 [T]; what they are then depends on it."""
+        shape = (1, slots.shape[0], self.num_kv_heads * self.head_dim)
+        done = self.update(self.reshape(keys, shape), self.reshape(values, shape), self.keys, self.values, slots)
+        return ops.depend(self.keys, done), ops.depend(self.values, done)
+
+    def construct(
+        self, q: Tensor, k: Tensor, v: Tensor, write_at: Tensor, read_at: Tensor, mask: Tensor, lens: Tensor
+    ) -> Tensor:
+        """As PlainAttention; `lens` int32 [n]: how many tokens each sequence has in the cache after this step."""
+        num, length = read_at.shape[0], mask.shape[-1]
+        steps = q.shape[0] // num
+        width = self.num_heads * self.head_dim
+        keys, values = self.write(k, v, write_at)
+        if steps == 1:
+            out = self.paged(self.reshape(q, (num, 1, width)), keys, values, read_at, lens)
+        else:
+            keys = self.reshape(self.gather(keys, read_at, 0), (num, length, self.num_kv_heads * self.head_dim))
+            values = self.reshape(self.gather(values, read_at, 0), (num, length, self.num_kv_heads * self.head_dim))
+            hidden = self.cast(self.reshape(mask, (num, 1, steps, length)) < 0, ms.uint8)
+            out = self.flash(self.reshape(q, (num, steps, width)), keys, values, None, None, None, hidden)[3]
+        return self.reshape(out, (num * steps, width))
+
+
+class Layer(_Cell):
+    """One decoder layer."""
+
+    def __init__(self, model: Model, index: int, pages: Pages, operators: Operators) -> None:
+        super().__init__()
+        config, prefix, dtype = model.config, f"model.layers.{index}.", operators.dtype
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        norm = FusedNorm if operators.fused_norm else Norm
+        self.input_norm = norm(model.tensor(prefix + "input_layernorm.weight"), config.rms_norm_eps, dtype)
+        self.mlp_norm = norm(model.tensor(prefix + "post_attention_layernorm.weight"), config.rms_norm_eps, dtype)
+        attention = FusedAttention if operators.fused_attention else PlainAttention
+        self.attention = attention(config, pages, dtype)
+        parts = [f"{prefix}self_attn.{part}_proj" for part in "qkv"]
+        self.qkv = _matrix(model, [f"{part}.weight" for part in parts], dtype)
+        self.has_bias = config.attention_bias
+        if self.has_bias:
+            bias = np.concatenate([model.tensor(f"{part}.bias") for part in parts])
+            self.bias = _parameter(bias, dtype)
+        self.output = _matrix(model, [prefix + "self_attn.o_proj.weight"], dtype)
+        self.gate_up = _matrix(model, [f"{prefix}mlp.{part}_proj.weight" for part in ("gate", "up")], dtype)
+        self.down = _matrix(model, [prefix + "mlp.down_proj.weight"], dtype)
+        self.halves = ops.Split(-1, 2)
+        self.join = ops.Concat(-1)
+        self.silu = auto_generate.SiLU()
+
+    def construct(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_at: Tensor,
+        read_at: Tensor,
+        mask: Tensor,
+        lens: Tensor,
+    ) -> Tensor:
+        """x [T, hidden] -> [T, hidden]; cos and sin [T, 1, head_dim]."""
+        num, heads, kv, dim = x.shape[0], self.num_heads, self.num_kv_heads, self.head_dim
+        qkv = self.multiply(self.input_norm(x), self.qkv)
+        if self.has_bias:
+            qkv = qkv + self.bias
+        qkv = self.reshape(qkv, (num, heads + 2 * kv, dim))
+        turned = self.slice(qkv, (0, 0, 0), (num, heads + kv, dim))
+        first, second = self.halves(turned)
+        turned = turned * cos + self.join((second, first)) * sin
+        q = self.slice(turned, (0, 0, 0), (num, heads, dim))
+        k = self.slice(turned, (0, heads, 0), (num, kv, dim))
+        v = self.slice(qkv, (0, heads + kv, 0), (num, kv, dim))
+        x = x + self.multiply(self.attention(q, k, v, write_at, read_at, mask, lens), self.output)
+        gate, up = self.halves(self.multiply(self.mlp_norm(x), self.gate_up))
+        return x + self.multiply(self.silu(gate) * up, self.down)
+
+
+class Decoder(_Cell):
+    """The whole model: token ids in, float32 logits out."""
+
+    def __init__(self, model: Model, pages: Pages, max_model_len: int, operators: Operators) -> None:
+        super().__init__()
+        config, dtype = model.config, operators.dtype
+        self.block_size = pages.block_size
+        self.embedding = _parameter(model.tensor("model.embed_tokens.weight"), dtype)
+        self.layers = nn.CellList([Layer(model, i, pages, operators) for i in range(config.num_layers)])
+        norm = FusedNorm if operators.fused_norm else Norm
+        self.norm = norm(model.tensor("model.norm.weight"), config.rms_norm_eps, dtype)
+        self.tied = config.tie_embeddings
+        if not self.tied:
+            self.head = _matrix(model, ["lm_head.weight"], dtype)
+        cos, sin = _rotations(config, max_model_len)
+        self.cos = _parameter(cos, dtype)
+        self.sin = _parameter(sin, dtype)
+        self.places = Tensor(np.arange(-(-max_model_len // pages.block_size) * pages.block_size, dtype=np.int32))
+        self.visible = Tensor(0.0, ms.float32)
+        self.hidden = Tensor(-math.inf, ms.float32)
+        self.select = ops.Select()
+        self.multiply_tied = ops.MatMul(transpose_b=True)
+
+    def construct(self, ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor, rows: Tensor) -> Tensor:
+        """float32 [m, vocab] of the tokens `rows` int32 [m] of the T.
+
+        `ids` and `positions` int32 [n, q]; `slots` int32 [T]: where each token's key and value go; `tables` int32
+        [n, W].
+        """
+        num, steps = ids.shape
+        at = self.reshape(positions, (num * steps,))
+        x = self.gather(self.embedding, self.reshape(ids, (num * steps,)), 0)
+        cos = self.reshape(self.gather(self.cos, at, 0), (num * steps, 1, -1))
+        sin = self.reshape(self.gather(self.sin, at, 0), (num * steps, 1, -1))
+        place = self.slice(self.places, (0,), (tables.shape[1] * self.block_size,))
+        mask = self.select(place <= self.reshape(positions, (num, 1, 1, steps, 1)), self.visible, self.hidden)
+        write_at, read_at = self.layers[0].attention.places(slots, tables)
+        for layer in self.layers:
+            x = layer(x, cos, sin, write_at, read_at, mask, at + 1)
+        x = self.norm(self.gather(x, rows, 0))
+        logits = self.multiply_tied(x, self.embedding) if self.tied else self.multiply(x, self.head)
+        return self.cast(logits, ms.float32)
+
+
+class Cleaner(nn.Cell):
+    """Writes zeros into slots of all layers."""
+
+    def __init__(self, decoder: Decoder, config: ModelConfig, block_size: int, dtype: str) -> None:
+        super().__init__()
+        self.layers = decoder.layers
+        self.tables = Tensor(np.zeros((1, 1), np.int32))
+        self.zeros = Tensor(np.zeros((block_size, config.num_kv_heads, config.head_dim)), getattr(ms, dtype))
+
+    def construct(self, slots: Tensor) -> Tensor:
+        """Clear `slots` int32 [block_size]; what is returned means nothing."""
+        for layer in self.layers:
+            write_at, _ = layer.attention.places(slots, self.tables)
+            layer.attention.write(self.zeros, self.zeros, write_at)
+        return slots
+
+
+def _rotations(config: ModelConfig, num_positions: int) -> tuple[Float32, Float32]:
+    """cos and sin float32 [positions, head_dim]; the first half of sin is negated, as the halves change places."""
+    # the frequencies in float32 as Hugging Face has them: at position 4000 their rounding is seen in the angle
+    powers = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1) / np.float32(config.rope_theta) ** powers
+    angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
+
+
+def _matrix(model: Model, names: list[str], dtype: str) -> Parameter:
+    """Weights [out, in] side by side as one [in, all outs], read block by block."""
+    shapes = [model.shape(name) for name in names]
+    whole = np.empty((shapes[0][1], sum(shape[0] for shape in shapes)), np.float32)
+    column = 0
+    for name, shape in zip(names, shapes, strict=True):
+        for start, block in model.blocks(name):
+            whole[:, column + start : column + start + len(block)] = block.T
+        column += shape[0]
+    return _parameter(whole, dtype)
+
+
+def _parameter(array: Float32, dtype: str) -> Parameter:
+    return Parameter(Tensor(array, getattr(ms, dtype)), requires_grad=False)
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> Parameter:
+    return Parameter(ops.zeros(shape, getattr(ms, dtype)), requires_grad=False)

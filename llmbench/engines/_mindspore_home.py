@@ -1,0 +1,36 @@
+"""Where MindSpore and MindFormers write what nobody asked for: a cache folder, not the working directory."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def prepare(threads: int | None) -> Path:
+    """Send their files to the folder that is returned, and quieten their logs. What the user has set stays as it is.
+
+    Both read the environment when they are imported: to be called before. `threads` is what a kernel may use.
+    """
+    home = _folder()
+    defaults = {
+        "LOCAL_DEFAULT_PATH": str(home / "output"),  # MindFormers: ./output
+        "MS_OM_PATH": str(home),  # MindSpore: ./rank_0 with the graph of a failed compilation
+        "MS_COMPILER_CACHE_PATH": str(home),  # MindSpore: ./kernel_meta on Ascend
+        "ASCEND_WORK_PATH": str(home),
+        "GLOG_v": "4",  # what ends the process; errors are raised too, and warnings are about MindSpore itself
+    }
+    if threads is not None:
+        defaults["OMP_NUM_THREADS"] = str(threads)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    return home
+
+
+def _folder() -> Path:
+    """`$XDG_CACHE_HOME/llmbench/mindspore`; a temporary one where that cannot be made."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = base / "llmbench" / "mindspore"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        home = Path(tempfile.mkdtemp(prefix="llmbench-mindspore-"))
+    return home
