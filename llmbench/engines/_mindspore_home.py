@@ -34,3 +34,9 @@ def _folder() -> Path:
     except OSError:
         home = Path(tempfile.mkdtemp(prefix="llmbench-mindspore-"))
     return home
+
+
+def reason(error: Exception) -> str:
+    """The line of a MindSpore error that says what it is: the others are rules and headings."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith("-")), type(error).__name__)

@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from llmbench.engines import _mindspore_home as home
 from llmbench.engines._mindspore_cells import FusedAttention, FusedNorm, Operators, Pages
 from llmbench.weights.model import ModelConfig
 
@@ -41,15 +42,9 @@ def runs(name: str, trial: Callable[[], None]) -> bool:
     try:
         trial()
     except Exception as error:  # noqa: BLE001 - an operator that is missing ends in all kinds of errors
-        _log.info("%s does not run on %s: %s", name, device(), reason(error))
+        _log.info("%s does not run on %s: %s", name, device(), home.reason(error))
         return False
     return True
-
-
-def reason(error: Exception) -> str:
-    """The line of a MindSpore error that says what it is: the others are rules and headings."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.startswith("-")), type(error).__name__)
 
 
 def try_attention(config: ModelConfig, dtype: str) -> None:

@@ -173,7 +173,7 @@ class MindsporeLlama:
         try:
             logits = self._decoder(*(mindspore.Tensor(array) for array in arrays))
         except (RuntimeError, ValueError, TypeError) as error:  # what MindSpore raises
-            raise ServingError(f"mindspore: {str(error).strip().splitlines()[0]}") from error
+            raise ServingError(f"mindspore: {home.reason(error)}") from error
         if shape not in self._compiled:
             self._compiled.add(shape)
             _log.info("compiled %s in %.1f s", _text(shape, self._block_size), time.perf_counter() - start)
