@@ -24,7 +24,9 @@ def choose(config: ModelConfig) -> Operators:
     ms.set_context(mode=ms.GRAPH_MODE)
     dtype = _dtype(config)
     operators = Operators(
-        fused_attention=runs("fused attention", lambda: try_attention(config, dtype)),
+        fused_attention=all(
+            runs("fused attention", functools.partial(try_attention, config, dtype, steps)) for steps in (1, 16)
+        ),
         fused_norm=runs("fused RMSNorm", lambda: try_norm(dtype)),
         dtype=dtype,
     )
@@ -47,17 +49,15 @@ def runs(name: str, trial: Callable[[], None]) -> bool:
     return True
 
 
-def try_attention(config: ModelConfig, dtype: str) -> None:
-    """ReshapeAndCache with PagedAttention, and with flash attention, on the heads of this model."""
-    attention = FusedAttention(config, Pages(num_blocks=4, block_size=16), dtype)
-    kind = getattr(ms, dtype)
-    for steps in (1, 16):
-        q = Tensor(np.ones((steps, config.num_heads, config.head_dim)), kind)
-        kv = Tensor(np.ones((steps, config.num_kv_heads, config.head_dim)), kind)
-        slots = Tensor(np.arange(steps, dtype=np.int32))
-        tables, lens = Tensor(np.array([[0, 1]], np.int32)), Tensor(np.array([steps], np.int32))
-        mask = Tensor(np.zeros((1, 1, 1, steps, 32), np.float32))
-        attention(q, kv, kv, slots, tables, mask, lens).asnumpy()
+def try_attention(config: ModelConfig, dtype: str, steps: int) -> None:
+    """ReshapeAndCache on the heads of this model, with PagedAttention when `steps` is 1, else with flash attention."""
+    attention, kind = FusedAttention(config, Pages(num_blocks=4, block_size=16), dtype), getattr(ms, dtype)
+    q = Tensor(np.ones((steps, config.num_heads, config.head_dim)), kind)
+    kv = Tensor(np.ones((steps, config.num_kv_heads, config.head_dim)), kind)
+    slots = Tensor(np.arange(steps, dtype=np.int32))
+    tables, lens = Tensor(np.array([[0, 1]], np.int32)), Tensor(np.array([steps], np.int32))
+    mask = Tensor(np.zeros((1, 1, 1, steps, 32), np.float32))
+    attention(q, kv, kv, slots, tables, mask, lens).asnumpy()
 
 
 def try_norm(dtype: str) -> None:

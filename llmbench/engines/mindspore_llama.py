@@ -71,9 +71,10 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 
     def warm(self) -> list[Shape]:
         """Those that are compiled before the first request."""
+        longest = self.max_blocks * self.block_size
         nums = [*(1 << i for i in range(self.max_batch.bit_length())), self.max_batch]
         decodes = [(num, 1, context) for context in _doubling(_SHORTEST_CONTEXT, _WARM_CONTEXT) for num in nums]
-        prompts = [(1, piece, piece) for piece in _doubling(_SHORTEST_PIECE, _LONGEST_PIECE)]
+        prompts = [(1, piece, piece) for piece in _doubling(_SHORTEST_PIECE, min(_LONGEST_PIECE, longest))]
         found = [self.shape(*asked, every_row=False) for asked in decodes + prompts]
         return list(dict.fromkeys(found))
 
@@ -228,6 +229,7 @@ def _power_of_two(number: int) -> int:
 
 
 def _doubling(first: int, last: int) -> list[int]:
+    """The first number, twice it, and so on up to the last."""
     return [first << i for i in range((last // first).bit_length())]
 
 
