@@ -6,16 +6,23 @@ BIN := $(VENV)/bin
 # Plain `torch` would bring several GB of CUDA packages on Linux; this release has a CPU build.
 TORCH ?= torch==2.13.0
 
+# MindSpore wants numpy < 2, and MindFormers an older transformers: an environment of its own, of 3 GB.
+MINDSPORE_VENV ?= $(VENV)-mindspore
+MINDSPORE_BIN := $(MINDSPORE_VENV)/bin
+MINDSPORE_TESTS := tests/engines tests/contracts/test_engines.py tests/weights tests/e2e/test_mindspore.py
+
 CORE := $(VENV)/.core
 TEST := $(VENV)/.test
 ORACLE := $(VENV)/.oracle
 DEV := $(VENV)/.dev
+MINDSPORE := $(MINDSPORE_VENV)/.test
+MINDSPORE_ORACLE := $(MINDSPORE_VENV)/.oracle
 
 .PHONY: help demo test test-all check format clean
 
 help:
 	@echo "make demo      set up, then the main job on the embedded model: load, latencies, accuracy"
-	@echo "make test      set up, then the tests"
+	@echo "make test      set up, then the tests, those of MindSpore in an environment of their own (3 GB)"
 	@echo "make test-all  the tests against torch and transformers, and with other people's clients and in a browser (if there is one), as well"
 	@echo "make check     ruff and mypy"
 	@echo "make format    let ruff format the code"
@@ -39,6 +46,17 @@ $(DEV): $(TEST)
 	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
 	@touch $@
 
+$(MINDSPORE): pyproject.toml
+	$(PYTHON) -m venv $(MINDSPORE_VENV)
+	$(MINDSPORE_BIN)/python -m pip install --quiet --upgrade pip
+	$(MINDSPORE_BIN)/python -m pip install --quiet --editable '.[test,mindspore]'
+	@touch $@
+
+$(MINDSPORE_ORACLE): $(MINDSPORE)
+	$(MINDSPORE_BIN)/python -m pip install --quiet $(TORCH)
+	$(MINDSPORE_BIN)/python -m pip install --quiet --editable '.[test,mindspore,oracle]'
+	@touch $@
+
 demo: $(CORE)
 	@echo
 	@echo "== 1. load: 60 requests, Poisson arrivals at 6 per second, against the bundled stack"
@@ -49,11 +67,13 @@ demo: $(CORE)
 	$(BIN)/llmbench acc dump -o results/demo-base -n 40 --every 10
 	$(BIN)/llmbench acc --base results/demo-base -n 40 --concurrency 16
 
-test: $(TEST)
+test: $(TEST) $(MINDSPORE)
 	$(BIN)/python -m pytest -m "not oracle and not clients and not slow and not browser"
+	$(MINDSPORE_BIN)/python -m pytest $(MINDSPORE_TESTS) -m "not oracle and not slow"
 
-test-all: $(ORACLE)
+test-all: $(ORACLE) $(MINDSPORE_ORACLE)
 	$(BIN)/python -m pytest -m "not slow"
+	$(MINDSPORE_BIN)/python -m pytest $(MINDSPORE_TESTS) -m "not slow"
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -65,4 +85,4 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MINDSPORE_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,10 +1,11 @@
-"""How fast the NumPy engine is beside Hugging Face's generate in float32: both from one run, in turns, as ratios.
+"""How fast the engines are beside each other and Hugging Face's generate in float32: all from one run, in turns.
 
-    python benchmarks/engines.py --model random:110m --rounds 3
+    python benchmarks/engines.py --model random:110m --rounds 3 --sides numpy_llama,mindspore_llama
 
 Decode: 32 prompt tokens and 64 new ones, greedy; tokens/s = batch * 63 / (t(64 new) - t(1 new)).
 Prefill: 512 / t(1 new) at batch 1. Each side has a process of its own, so that their threads do not meet; while one
-works the other waits. A ratio is the median over the rounds of ours / theirs, each from the same round.
+works the others wait. A ratio is the median over the rounds of one side / another, each from the same round. The first
+round is not counted: in it MindSpore compiles. `mindformers` computes each sequence whole at each step: batch 1 only.
 On a machine that others use too, `--cpu-time --threads 1` counts the time that the process has had instead.
 """
 
@@ -54,24 +55,25 @@ WORKLOADS = [
 def main() -> None:
     """Measure in turns and print."""
     options = _options()
-    sides = {side: _start(side, options.model, options.threads, options.cpu_time) for side in _MAKERS}
+    names = options.sides.split(",")
+    sides = {side: _start(side, options.model, options.threads, options.cpu_time) for side in names}
     counted = "CPU second" if options.cpu_time else "second"
     print(f"{options.model}, {options.threads} threads, {options.rounds} rounds; tokens per {counted}, medians")
     for workload in [workload for workload in WORKLOADS if options.only in workload.name]:
-        speeds: dict[str, list[float]] = {side: [] for side in sides}
+        speeds: dict[str, list[float]] = {side: [] for side in sides if side != "mindformers" or workload.batch == 1}
         for _ in range(options.rounds + 1):  # the first warms up
-            for side, connection in sides.items():
-                connection.send(workload)
-                speeds[side].append(connection.recv())
-        print(_line(workload, speeds["numpy_llama"][1:], speeds["hf"][1:]), flush=True)
+            for side in speeds:
+                sides[side].send(workload)
+                speeds[side].append(sides[side].recv())
+        print(_lines(workload, {side: values[1:] for side, values in speeds.items()}), flush=True)
     for connection in sides.values():
         connection.send(None)
 
 
-def ours(model: Model, num_threads: int, clock: Clock) -> Generate:
-    """The NumPy engine, driven as a scheduler would."""
+def ours(name: str, model: Model, num_threads: int, clock: Clock) -> Generate:
+    """One of our engines, driven as a scheduler would."""
     settings = engines.EngineSettings(num_blocks=64 * 8, threads=num_threads)
-    engine = engines.get("numpy_llama", model, settings)
+    engine = engines.get(name, model, settings)
     tables = np.random.default_rng(0).permutation(64 * 8).astype(np.int32)
 
     def generate(prompts: Int32, num_new: int) -> float:
@@ -138,9 +140,6 @@ def _hf_fields(config: ModelConfig) -> dict[str, object]:
     }
 
 
-_MAKERS = {"numpy_llama": ours, "hf": theirs}
-
-
 def _start(side: str, model: str, num_threads: int, cpu_time: bool) -> Connection:
     """A process that answers each workload with tokens per second, until it is sent None."""
     context = multiprocessing.get_context("spawn")
@@ -150,8 +149,10 @@ def _start(side: str, model: str, num_threads: int, cpu_time: bool) -> Connectio
 
 
 def _serve(connection: Connection, side: str, model: str, num_threads: int, cpu_time: bool) -> None:
-    generate = _MAKERS[side](open_model(model), num_threads, time.process_time if cpu_time else time.perf_counter)
-    vocab_size = open_model(model).config.vocab_size
+    clock = time.process_time if cpu_time else time.perf_counter
+    opened = open_model(model)
+    generate = theirs(opened, num_threads, clock) if side == "hf" else ours(side, opened, num_threads, clock)
+    vocab_size = opened.config.vocab_size
     while (workload := connection.recv()) is not None:
         prompts = np.random.default_rng(1).integers(3, vocab_size, (workload.batch, workload.prompt_len), np.int32)
         first_s = generate(prompts, 1)
@@ -175,18 +176,22 @@ def _batch(tokens: Int32, query_len: int, context_len: int, blocks: Int32) -> en
     )
 
 
-def _line(workload: Workload, ours: list[float], theirs: list[float]) -> str:
-    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    middle = statistics.median(ratios)
-    return (
-        f"{workload.name:17}  numpy_llama {statistics.median(ours):7.0f}   hf {statistics.median(theirs):7.0f}"
-        f"   ratio {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    )
+def _lines(workload: Workload, speeds: dict[str, list[float]]) -> str:
+    """One line of speeds, and one for each later side's ratio to the first."""
+    columns = (f"{side} {statistics.median(values):7.0f}" for side, values in speeds.items())
+    lines = [f"{workload.name:17}  " + "   ".join(columns)]
+    first, *others = speeds
+    for side in others:
+        ratios = sorted(a / b for a, b in zip(speeds[side], speeds[first], strict=True))
+        middle = statistics.median(ratios)
+        lines.append(f"{'':17}  {side} / {first} {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    return "\n".join(lines)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="random:110m")
+    parser.add_argument("--sides", default="hf,numpy_llama", help="engines and hf; ratios are to the first")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time; says the same with --threads 1 only")

@@ -28,7 +28,6 @@ _UNUSED = {
     "model_config.current_index": "the original's kbk backend ignored it",
     "model_config.model_path": "graphs of the ge backend are not loaded",
     "model_config.backend": "the engine is chosen with `engine`",
-    "model_config.model_cfg_path": "the model is chosen with --model",
     "model_config.vocab_size": "the model's own vocabulary is used",
     "serving_config.server_ip": "the original never read it; bind elsewhere with --host",
     "serving_config.start_device_id": "this engine runs on the CPU",
@@ -58,13 +57,14 @@ def translate(values: dict[str, Any], source: str, model: str | None) -> tuple[d
     if model is None:
         raise file.error(
             "model_config.model_cfg_path",
-            "names a MindFormers model, which this version does not load; say what to serve with --model "
+            "gives the settings of a MindFormers model, but not where its weights are: say what to serve with --model "
             "(embedded, random:llama2-7b, or a Hugging Face folder)",
         )
     agent_ip = file.get("serving_config.agent_ip", "localhost")
     agent_ports = file.integers("serving_config.agent_ports", [16002])
     ours: dict[str, Any] = {
         "model": model,
+        "model_cfg_path": _model_cfg_path(file),
         "model_name": file.get("model_config.model_name", ""),
         "port": file.get("serving_config.server_port", 8835),
         "agent_host": "127.0.0.1" if agent_ip == "localhost" else agent_ip,
@@ -92,6 +92,16 @@ def _check(file: ForeignFile, values: dict[str, Any]) -> None:
     for key in _REQUIRED:
         file.require(key)
     file.must_be("tokenizer.type", "LlamaTokenizer", "the vocabulary is read with sentencepiece")
+
+
+def _model_cfg_path(file: ForeignFile) -> str | None:
+    path = file.get("model_config.model_cfg_path", "")
+    if path:
+        file.note(
+            "model_config.model_cfg_path",
+            "is for the engine mindformers only: the others take all of a model from --model",
+        )
+    return path or None
 
 
 def _limits(file: ForeignFile) -> dict[str, Any]:

@@ -204,9 +204,9 @@ def test_the_smallest_bucket_that_holds_a_step_is_taken() -> None:
 def test_the_usual_buckets_are_few_and_hold_every_batch() -> None:
     sizes = Sizes(max_batch=24, max_blocks=1000, block_size=16)
     warm = sizes.warm()
-    assert len(warm) == len(set(warm)) == 2 * 6 + 6
+    assert len(warm) == len(set(warm)) == 3 * 6 + 6
     for num in range(1, 25):
-        for context_len in (1, 128, 200, 256):
+        for context_len in (1, 128, 200, 512):
             assert sizes.shape(num, 1, context_len, every_row=False) in warm
     for steps in (2, 16, 100, 512):
         assert sizes.shape(1, steps, steps, every_row=False) in warm
