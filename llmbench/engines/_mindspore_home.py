@@ -5,10 +5,11 @@ import tempfile
 from pathlib import Path
 
 
-def prepare(threads: int | None) -> Path:
-    """Send their files to the folder that is returned, and quieten their logs. What the user has set stays as it is.
+def start(threads: int | None) -> Path:
+    """Import MindSpore in graph mode, with its files in the folder that is returned, and its logs quiet.
 
-    Both read the environment when they are imported: to be called before. `threads` is what a kernel may use.
+    To be called before either is imported elsewhere, since they read the environment then; what the user has set there
+    stays as it is. `threads` of a kernel, None for all cores. Raises ModuleNotFoundError.
     """
     home = _folder()
     defaults = {
@@ -22,6 +23,11 @@ def prepare(threads: int | None) -> Path:
         defaults["OMP_NUM_THREADS"] = str(threads)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    import mindspore
+
+    mindspore.set_context(mode=mindspore.GRAPH_MODE)
+    if threads is not None:
+        mindspore.set_context(runtime_num_threads=threads)
     return home
 
 

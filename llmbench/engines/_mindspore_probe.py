@@ -19,9 +19,8 @@ def choose(config: ModelConfig) -> Operators:
     """Fused operators where they run on the heads of this model, and the dtype; the log says why not the others.
 
     On the CPU the dtype is float32, since lower ones are emulated there. Elsewhere it is that of the stored weights,
-    when it has 16 bits and the device multiplies it; then float16; then float32. Graph mode is on when this returns.
+    when it has 16 bits and the device multiplies it; then float16; then float32.
     """
-    ms.set_context(mode=ms.GRAPH_MODE)
     dtype = _dtype(config)
     operators = Operators(
         fused_attention=all(

@@ -122,7 +122,7 @@ def engine(model: Model, settings: EngineSettings) -> Mindformers:
     """Load a model. Raises InputError when it does not fit into the free memory or MindFormers cannot express it,
     ConfigError for a predict YAML that is wrong or of another model.
     """
-    where = home.prepare(settings.threads)
+    where = home.start(settings.threads)
     step.check_memory(model)
     with _silent():
         import mindformers
@@ -185,7 +185,6 @@ def _build(model: Model, fields: dict[str, Any]) -> tuple[Any, str]:
     import mindspore
     from mindformers.models.llama import LlamaConfig, LlamaForCausalLM
 
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
     if mindspore.get_context("device_target") == "CPU":
         _log.info("on the CPU MindFormers runs with %s", ", ".join(f"{k}: {v}" for k, v in _ON_CPU.items()))
         fields = fields | _ON_CPU

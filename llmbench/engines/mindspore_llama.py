@@ -207,7 +207,7 @@ class MindsporeLlama:
 
 def engine(model: Model, settings: EngineSettings) -> MindsporeLlama:
     """Load a model. Raises InputError when its weights do not fit into the free memory."""
-    home.prepare(settings.threads)
+    home.start(settings.threads)
     step.check_memory(model)
     return MindsporeLlama(model, settings)
 
