@@ -122,6 +122,7 @@ def show(runs: list[Run]) -> bool:
         counts = (str(verdicts[word]) for word in ("VALID", "INVALID", "INCONCLUSIVE"))
         table.add_row(SERVERS[server], "calm" if calm else "shared", str(len(own)), *counts, shown)
     Console().print(table)
+    print(f"{sum(run.verdict != 'VALID' for run in runs)} of all {len(runs)} runs are not VALID")
     counted = [run for run in runs if run.others <= OTHERS_BUSY]
     if not counted:
         print("in every run others used the machine: nothing can be said")
