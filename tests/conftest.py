@@ -1,5 +1,6 @@
 """What tests of several rooms share: the settings of hypothesis, and servers as real processes."""
 
+import importlib.util
 import re
 import signal
 import subprocess
@@ -101,6 +102,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     log = tmp_path_factory.mktemp("server") / "serve.log"
     with Serving("--model", "random:tiny", "--threads", "1", log=log) as serving:
         yield serving.wait_until_ready()
+
+
+def need(library: str) -> None:
+    """Skip the test where a library is not installed; it is not imported, since MindFormers writes files then."""
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
 
 
 def poll(until: Callable[[], bool], within_s: float = 30.0) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Launch
+from tests.conftest import ROOT, Launch, need
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.timeout(600)]
 
@@ -22,7 +22,7 @@ def llmbench(*words: object) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture(autouse=True, params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
-    pytest.importorskip(name.removesuffix("_llama"))
+    need(name.removesuffix("_llama"))
     return name
 
 

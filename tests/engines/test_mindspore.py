@@ -19,6 +19,7 @@ from llmbench.engines import _mindspore_home as home
 from llmbench.engines.mindspore_llama import Shape, Sizes
 from llmbench.errors import ConfigError, InputError, NotInstalled, ServingError
 from llmbench.weights.model import Model, open_model
+from tests.conftest import need
 from tests.engines.test_numpy_llama import LLAMA, PLAIN, QWEN2, hugging_face, random_ids, step, write
 
 Ids = npt.NDArray[np.int64]
@@ -215,7 +216,7 @@ def test_the_usual_buckets_are_few_and_hold_every_batch() -> None:
 
 @needs_mindspore
 def test_the_graphs_of_the_usual_buckets_are_compiled_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("mindspore")
+    need("mindspore")
     model = open_model("random:tiny")
     settings = EngineSettings(num_blocks=8, max_batch=1, threads=1, warm_up=True)
     with caplog.at_level("INFO"):
@@ -232,7 +233,7 @@ def test_the_graphs_of_the_usual_buckets_are_compiled_at_start(caplog: pytest.Lo
 
 @needs_mindspore
 def test_the_cpu_has_none_of_the_fused_operators_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("mindspore")
+    need("mindspore")
     home.start(1)
     from llmbench.engines import _mindspore_probe as probe
 
@@ -249,7 +250,7 @@ def test_the_cpu_has_none_of_the_fused_operators_and_the_log_says_why(caplog: py
 @pytest.mark.parametrize(("steps", "operators"), [(1, "ReshapeAndCache|PagedAttention"), (16, "ReshapeAndCache")])
 def test_the_fused_operators_are_called_as_they_are_declared(steps: int, operators: str) -> None:
     """On the CPU they end where a kernel is looked for: their arguments, dtypes and shapes were right until then."""
-    pytest.importorskip("mindspore")
+    need("mindspore")
     home.start(1)
     from llmbench.engines import _mindspore_probe as probe
 
@@ -263,7 +264,7 @@ def test_the_fused_operators_are_called_as_they_are_declared(steps: int, operato
 
 @needs_mindspore
 def test_an_operator_runs_when_its_trial_does() -> None:
-    pytest.importorskip("mindspore")
+    need("mindspore")
     home.start(1)
     from llmbench.engines import _mindspore_probe as probe
 
@@ -286,7 +287,7 @@ def outside(script: str, cwd: Path, **environment: str) -> "subprocess.Completed
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("engine", ["mindspore_llama", "mindformers"])
 def test_nothing_is_left_in_the_working_directory_and_nothing_printed(tmp_path: Path, engine: str) -> None:
-    pytest.importorskip(engine.removesuffix("_llama"))
+    need(engine.removesuffix("_llama"))
     here, cache = tmp_path / "here", tmp_path / "cache"
     here.mkdir()
     done = outside(
@@ -372,7 +373,7 @@ def test_heads_that_mindformers_cannot_express_are_refused() -> None:
 
 @needs_mindspore
 def test_mindformers_runs_from_a_predict_yaml(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("mindformers")
+    need("mindformers")
     path = tmp_path / "predict.yaml"
     path.write_text(YAML)
     settings = EngineSettings(num_blocks=80, threads=1, model_cfg_path=str(path))
