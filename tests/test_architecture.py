@@ -50,7 +50,19 @@ ONLY_IN: dict[str, set[str]] = {
     "click": set(),  # typer brings its own
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "enums", "misc"}
-HEAVY = {"pandas", "openpyxl", "pyarrow", "aiohttp", "scipy", "numpy", "sentencepiece", "mindspore", "torch", "matplotlib", "psutil"}
+HEAVY = {
+    "pandas",
+    "openpyxl",
+    "pyarrow",
+    "aiohttp",
+    "scipy",
+    "numpy",
+    "sentencepiece",
+    "mindspore",
+    "torch",
+    "matplotlib",
+    "psutil",
+}
 
 
 class Import(NamedTuple):
