@@ -153,4 +153,5 @@ def _partitioned(rows: Float32, k: int) -> tuple[Int64, Float32]:
 
 @lru_cache(maxsize=4)
 def _weights(vocab_size: int) -> UInt64:
-    return splitmix(np.arange(vocab_size, dtype=np.uint64)) | np.uint64(1)
+    weights: UInt64 = splitmix(np.arange(vocab_size, dtype=np.uint64)) | np.uint64(1)
+    return weights

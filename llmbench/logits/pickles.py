@@ -58,8 +58,8 @@ def unpickle(data: bytes, name: str) -> contest.Float32:
         raise InputError(f"{name}: its pickle was not read: {reason or f'exit status {done.returncode}'}")
     head, _, body = done.stdout.partition(b"\n")
     try:
-        shape = msgspec.json.decode(head, type=tuple[int, ...])
-        values = np.frombuffer(body, "<f4").astype(np.float32).reshape(shape)
+        shape: tuple[int, ...] = msgspec.json.decode(head, type=tuple[int, ...])
+        values: contest.Float32 = np.frombuffer(body, "<f4").astype(np.float32).reshape(shape)
     except (msgspec.DecodeError, ValueError) as error:
         raise InputError(f"{name}: its pickle holds no array") from error
     if values.ndim not in (2, 3) or values.size != values.shape[-1] or values.size == 0:

@@ -381,10 +381,10 @@ class Store:
             size = path.stat().st_size if path.exists() else 0
             good &= (table["kind"] != kind) | (table["row"] < size // self.row_bytes(kind))
         self.num_torn += num_whole - int(good.sum()) + (len(data) % INDEX.itemsize > 0)
-        table = table[good]
-        table["request"] += len(self.requests)
+        kept: Records = table[good]
+        kept["request"] += len(self.requests)
         self.requests += requests
-        return table
+        return kept
 
     def row_bytes(self, kind: int) -> int:
         """How much the values of a row of this kind take."""

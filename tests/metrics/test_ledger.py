@@ -50,7 +50,7 @@ def scrapes(run: list[Record], others: float = 0, beside: float = 0, **off: floa
     """Before, every five seconds, and after."""
     last_s = max(record.done_ns or 0 for record in run) / S
     found = [scrape(0.5, 0, 0, **off)]
-    for at_s in np.arange(5.0, last_s, 5.0):
+    for at_s in np.arange(5.0, last_s, 5.0).tolist():
         done = sum((record.done_ns or 0) <= (at_s - 0.002) * S for record in run)
         sent = sum((record.sent_ns or 0) <= (at_s - 0.002) * S for record in run)
         found.append(scrape(at_s, done, sent - done + beside, **off))
