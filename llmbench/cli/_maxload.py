@@ -271,7 +271,7 @@ class Load:
             folder, number = folder.with_name(f"{name}.{number}"), number + 1
         files.make_folder(folder, "--results")
         plan = _plan.make(settings, lambda text: None)
-        plans.save(plan, folder / _results.PLAN)
+        plans.save(plan, folder / _plan.FILE)
         rest = Rest(plan=plan, attempt=1, from_s=0.0, url="")
         if _perf.send(settings, rest, self._target, self._speech, folder, _perf.How(quiet=True)):
             raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from llmbench import __version__, config, protocols
-from llmbench.cli import _plan, _results
+from llmbench.cli import _plan
 from llmbench.cli._evidence import CALIBRATION
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
@@ -122,7 +122,7 @@ def begin(settings: Settings, how: How) -> int:
     with target_of(settings, how, say) as target:
         speech = ready(settings, target, speech, say)
         folder = files.new_folder(settings.results, settings.name)
-        plans.save(plan, folder / _results.PLAN)
+        plans.save(plan, folder / _plan.FILE)
         files.write_json(folder / _CONFIG, _without_password(settings))
         files.write_json(folder / _ENVIRONMENT, files.environment())
         if _calibrates(settings, plan):
@@ -147,7 +147,7 @@ def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> i
         flags = ", ".join(f"--{name.removesuffix('_s').replace('_', '-')}" for name in wrong)
         raise InputError(f"--resume takes all settings from {folder}; leave {flags} out")
     say = sayer(how.quiet)
-    plan = plans.load(folder / _results.PLAN)
+    plan = plans.load(folder / _plan.FILE)
     _check_version(folder)
     changed = {name: values[name] for name in given & _CHANGEABLE}
     settings = config.build(config.read(folder / _CONFIG) | changed, Settings, str(folder / _CONFIG))
@@ -161,6 +161,8 @@ def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> i
 
 def _finish(folder: Path, settings: Settings, how: How, interrupted: bool) -> int:
     """The numbers, on the screen and in files; the exit status."""
+    from llmbench.cli import _results  # what shows numbers is loaded when there are some, not before the first request
+
     results = _results.read(folder, settings.allow)
     _results.show(results, _results.write(results, settings.out_dir), how.json, how.quiet)
     return _INTERRUPTED if interrupted else results.exit_code

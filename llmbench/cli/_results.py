@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llmbench.cli import _formats, _slo
+from llmbench.cli import _formats, _plan, _slo
 from llmbench.cli._evidence import CALIBRATION, evidence
 from llmbench.loadgen import calibrate, journal
 from llmbench.loadgen.record import Record
@@ -19,8 +19,6 @@ from llmbench.report import contest
 from llmbench.report.terminal import Terminal
 from llmbench.report.view import View
 from llmbench.workload import plan as plans
-
-PLAN = "plan.jsonl.gz"
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +46,7 @@ def read(folder: Path, allow: Collection[str] = (), objectives: str | None = Non
 
     Raises InputError when it is none, when `allow` names no check, or an objective is wrong.
     """
-    plan = plans.load(folder / PLAN)
+    plan = plans.load(folder / _plan.FILE)
     trail = journal.read_run(folder, plan)
     return Results(
         folder=folder,

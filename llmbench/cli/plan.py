@@ -87,14 +87,14 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Test the schedule against what it declares; show lengths, prefix sharing, duration. Exit status 3: it lies."""
-    from llmbench.cli import _plan
+    from llmbench.cli import _inspect
     from llmbench.report.terminal import Terminal
     from llmbench.tokenizer import Tokenizer, embedded_path
 
-    found = _plan.inspect(plan, Tokenizer.from_file(tokenizer or embedded_path()))
+    found = _inspect.inspect(plan, Tokenizer.from_file(tokenizer or embedded_path()))
     if as_json:
-        typer.echo(_plan.json(found))
+        typer.echo(_inspect.json(found))
     else:
-        _plan.show(Terminal(), found)
+        _inspect.show(Terminal(), found)
     if not found.ok:
         raise typer.Exit(INVALID)

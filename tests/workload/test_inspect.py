@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from llmbench import plugins
-from llmbench.cli import _plan
+from llmbench.cli import _inspect
 from llmbench.cli import plan as command
 from llmbench.loadgen.journal import Header, Journal
 from llmbench.loadgen.record import Record
@@ -144,7 +144,7 @@ def test_a_plan_says_its_dialect_and_what_it_counted_with(tmp_path: Path) -> Non
 
 
 def test_a_histogram_has_a_row_for_each_power_of_two() -> None:
-    lines = _plan.histogram([0, 1, 2, 3, 9])
+    lines = _inspect.histogram([0, 1, 2, 3, 9])
     assert [line.split("|")[0].strip() for line in lines] == ["0", "1-1", "2-3", "4-7", "8-15"]
     assert [int(line.split()[-1]) for line in lines] == [1, 1, 2, 0, 1]
 
