@@ -23,12 +23,15 @@ class _Expect(Enum):
 
 
 class ResponseParser:
-    """Parses one response. `status` is 0 until the head is whole; `headers` have lower-case names."""
+    """Parses one response. `status` is 0 until the head is whole, and `chunked` until it says how the body ends;
+    `headers` have lower-case names.
+    """
 
     def __init__(self) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.keep_alive = False
+        self.chunked = False
         self._expect = _Expect.HEAD
         self._buffer = b""
         self._left = 0  # bytes still to come of a sized body or a chunk
@@ -103,7 +106,8 @@ class ResponseParser:
     def _body_kind(self) -> _Expect:
         if self.status in (204, 304):
             return _Expect.NOTHING
-        if "chunked" in self.headers.get("transfer-encoding", "").lower():
+        self.chunked = "chunked" in self.headers.get("transfer-encoding", "").lower()
+        if self.chunked:
             return _Expect.CHUNK_SIZE
         length = self.headers.get("content-length")
         if length is None:

@@ -209,3 +209,48 @@ def test_a_server_on_ipv6_is_found() -> None:
         port = server.getsockname()[1]
         target = locate(f"http://[::1]:{port}")
     assert (target.host, target.family, target.authority) == ("::1", socket.AF_INET6, f"[::1]:{port}")
+
+
+def slowly(texts: list[str], wait_s: float) -> list[Step]:
+    """The events of an answer, each in a write of its own, some time apart; without their end."""
+    steps: list[Step] = [STREAM_HEAD]
+    for text in texts:
+        steps += [chunk(token_event(text)), wait_s]
+    return steps
+
+
+def test_reads_that_are_parsed_together_keep_their_own_stamps(serve: Serve) -> None:
+    texts = [f" {number}" for number in range(40)]
+    end = chunk(last_event("".join(texts), len(texts)))
+    record = play(serve, [*slowly(texts, 0.005), end, LAST_CHUNK])
+    assert (record.status, record.text, sum(record.tokens)) == ("answered", "".join(texts), 40)
+    assert len(record.stamps_ns) > 20
+    assert record.stamps_ns == sorted(set(record.stamps_ns))
+    assert record.stamps_ns[-1] - record.stamps_ns[0] >= 39 * 5_000_000
+
+
+def test_an_end_that_is_cut_anywhere_is_seen_when_it_is_there(serve: Serve) -> None:
+    end = chunk(last_event(" a b", 2)) + LAST_CHUNK
+    cuts = list(range(1, 10))
+    server = serve(lambda n, body: [*slowly([" a", " b"], 0.005), end[: -cuts[n]], 0.005, end[-cuts[n] :]])
+    records = ask(server.url, number=len(cuts))
+    assert {(record.status, record.text) for record in records} == {("answered", " a b")}
+    assert all((record.done_ns or 0) - (record.sent_ns or 0) < 900_000_000 for record in records)
+
+
+def test_tokens_that_were_held_are_in_the_record_of_a_request_that_ran_out_of_time(serve: Serve) -> None:
+    limits = Timeouts(connect_s=20, head_s=20, total_s=20, idle_s=0.5)
+    record = play(serve, [*slowly([" a", " b", " c"], 0.01), Do.STALL], limits)
+    assert (record.status, record.text, sum(record.tokens)) == ("failed", " a b c", 3)
+    assert record.reason == "time-out: nothing more of the response for 0.5 s"
+
+
+def test_tokens_that_were_held_are_in_the_record_of_a_stream_that_broke_off(serve: Serve) -> None:
+    record = play(serve, [*slowly([" a", " b", " c"], 0.01), Do.CLOSE])
+    assert (record.status, record.text, sum(record.tokens)) == ("failed", " a b c", 3)
+
+
+def test_what_stands_behind_an_end_is_a_failure_however_it_is_cut(serve: Serve) -> None:
+    end = chunk(last_event(" a b", 2)) + LAST_CHUNK
+    record = play(serve, [*slowly([" a", " b"], 0.005), end[:-4], 0.01, end[-4:] + b"more of it", Do.STALL])
+    assert (record.status, record.reason) == ("failed", "more bytes than the response has")
