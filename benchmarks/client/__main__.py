@@ -64,10 +64,12 @@ TARGETS = (
     Target("ICL p99", "200/s", lambda f: f.icl_p99, 0.5e-3, 0.33, "ms", 1e3),
     Target("send lag p99", "200/s", lambda f: f.late_p99, 1.2e-3, None, "ms", 1e3),
     Target("CPU-s per 1,000 requests", "200/s", lambda f: f.cpu_s_per_1000, 1.2, 0.45, "s", 1),
+    Target("TTFT p99", "600/s", lambda f: f.ttft_p99, 5e-3, None, "ms", 1e3),
     Target("peak RSS", "32 streams", lambda f: f.rss_bytes, 115e6, 0.25, "MB", 1e-6),
     Target("launch to first request", "50/s", lambda f: f.first_request_s, 0.5, 0.10, "s", 1),
 )
 HELP_LIMIT_S, HELP_SHARE = 0.13, 0.25
+RATES = (50, 200, 600)
 
 
 def main() -> None:
@@ -110,7 +112,7 @@ def _options() -> argparse.Namespace:
 
 
 def _loads(seconds: float) -> list[Load]:
-    paced = [Load(f"{rate}/s", rate, 0, max(1, round(rate * seconds)), TOKENS, TTFT_S, GAP_S) for rate in (50, 200)]
+    paced = [Load(f"{rate}/s", rate, 0, max(1, round(rate * seconds)), TOKENS, TTFT_S, GAP_S) for rate in RATES]
     return [Load("32 streams", 0.0, 32, round(400 * seconds), TOKENS, 0.0, 0.0), *paced]
 
 
