@@ -22,7 +22,7 @@ from llmbench.loadgen import fleet
 from llmbench.loadgen.record import Record
 from llmbench.loadgen.resume import Rest
 from llmbench.loadgen.target import Target
-from llmbench.metrics import per_request, per_run, search, slo
+from llmbench.metrics import checks, per_request, per_run, search, slo
 from llmbench.metrics.checks import Check
 from llmbench.metrics.summary import percentile
 from llmbench.report import files, goodput
@@ -128,6 +128,7 @@ def _asked(values: dict[str, Any], given: set[str]) -> _Begun:
     """What is to be searched for, and perf's settings with it. Raises InputError."""
     wanted = Search(**{name: values.pop(name) for name in Search.__struct_fields__})
     slo.parse(wanted.slo)
+    checks.refuse_unknown(values["allow"] or ())
     if wanted.min_rate > wanted.max_rate:
         raise InputError(f"--min-rate {wanted.min_rate:g}: is above --max-rate {wanted.max_rate:g}")
     file = values.pop("settings")

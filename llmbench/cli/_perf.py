@@ -23,7 +23,7 @@ from llmbench.loadgen.run import Observer, Part, run
 from llmbench.loadgen.scrape import scraper
 from llmbench.loadgen.target import Target, Way, header, locate
 from llmbench.loadgen.warm import fill
-from llmbench.metrics import slo
+from llmbench.metrics import checks, slo
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
@@ -112,8 +112,7 @@ def from_file(path: Path, values: dict[str, Any], given: set[str]) -> Settings:
 def begin(settings: Settings, how: How) -> int:
     """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
     say = sayer(how.quiet)
-    if settings.slo is not None:
-        slo.parse(settings.slo)  # what is wrong is wrong now
+    _refuse_wrong(settings)
     plan = _sealed(settings, say)
     speech = speech_of(settings, plan)
     speech.dialect()  # a wrong name is wrong now
@@ -134,6 +133,13 @@ def begin(settings: Settings, how: How) -> int:
     return _finish(folder, settings, how, interrupted)
 
 
+def _refuse_wrong(settings: Settings) -> None:
+    """Raise InputError for what the verdict would stumble over: now, and not after an hour's run."""
+    checks.refuse_unknown(settings.allow)
+    if settings.slo is not None:
+        slo.parse(settings.slo)
+
+
 def _calibrates(settings: Settings, plan: plans.Plan) -> bool:
     """Whether the client is measured first: as asked, else before a load that lasts, next to which 3 s are little."""
     if settings.calibrate is not None:
@@ -151,6 +157,7 @@ def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> i
     _check_version(folder)
     changed = {name: values[name] for name in given & _CHANGEABLE}
     settings = config.build(config.read(folder / _CONFIG) | changed, Settings, str(folder / _CONFIG))
+    _refuse_wrong(settings)
     rest = resuming.rest(folder, plan)
     say(f"resumes {folder}: {len(rest.plan.requests)} of {len(plan.requests)} requests are left")
     with _same_target(settings, rest.url, how, say) as target:

@@ -96,6 +96,7 @@ def test_an_objective_that_no_rate_keeps_is_a_failed_check(tmp_path: Path, serve
         (["--slo", "tfft:p99<1s"], "did you mean ttft"),
         (["--min-rate", "5", "--max-rate", "2"], "is above --max-rate"),
         (["--resume", "nowhere"], "nowhere/search.json: cannot read"),
+        (["--allow", "latness"], "--allow latness: there is no such check"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_sent(tmp_path: Path, flags: list[str], says: str) -> None:

@@ -151,6 +151,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path, dataset: Path) -> None:
         (["--tokenizer", "nothing.model"], "nothing.model"),
         (["--plan", "nothing.gz"], "nothing.gz"),
         (["--out-dir", os.devnull], "--out-dir"),
+        (["--allow", "latness"], "--allow latness: there is no such check; the checks are answered, lengths"),
     ],
 )
 def test_wrong_input_ends_with_status_2_and_one_line_before_anything_is_sent(

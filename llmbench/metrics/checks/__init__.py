@@ -50,12 +50,16 @@ CHECKS: tuple[Callable[[Evidence], Check], ...] = (
 
 def check(run: Evidence, allow: Collection[str] = ()) -> list[Check]:
     """All checks of a run; those whose ids are in `allow` are marked so. Raises InputError for an id that is none."""
+    refuse_unknown(allow)
     outcomes = [function(run) for function in CHECKS]
-    unknown = set(allow) - {outcome.id for outcome in outcomes}
-    if unknown:
-        known = ", ".join(outcome.id for outcome in outcomes)
-        raise InputError(f"--allow {min(unknown)}: there is no such check; the checks are {known}")
     return [msgspec.structs.replace(outcome, allowed=True) if outcome.id in allow else outcome for outcome in outcomes]
+
+
+def refuse_unknown(allow: Collection[str]) -> None:
+    """Raise InputError for an id that is none, so that it is known before a run and not after it."""
+    known = [function(Evidence(traces=[])).id for function in CHECKS] if allow else []
+    if unknown := set(allow) - set(known):
+        raise InputError(f"--allow {min(unknown)}: there is no such check; the checks are {', '.join(known)}")
 
 
 def verdict(checks: Sequence[Check]) -> RunVerdict:
