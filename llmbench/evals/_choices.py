@@ -5,9 +5,10 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llmbench.errors import InputError
-from llmbench.evals import NO_ANSWER, Ask, Mark, Marked, Reply
+from llmbench.evals import NO_ANSWER, Ask, Item, Mark, Marked, Options, Reply
 
 LETTERS = "ABCD"
 MODES = ("first_letter", "regex", "logprob")
@@ -31,6 +32,35 @@ _PATTERNS = (
     re.compile(rf"\A[^A-Za-z]*{_LONE}"),
     re.compile(rf"(?<![A-Za-z]){_LONE}"),
 )
+
+
+class Choices:
+    """What is chosen of a set of four-choice questions, and how its answers are marked."""
+
+    name: str
+
+    def __init__(self, options: Options, modes: Sequence[str], splits: Sequence[str], shots: Sequence[int]) -> None:
+        self._count_tokens = options.count_tokens
+        self.mode = options.mode or modes[0]
+        self.split = options.split or splits[0]
+        self.shots = shots[0] if options.shots is None else options.shots
+        self.max_new_tokens = options.max_new_tokens or MAX_NEW_TOKENS
+        self.protocol: Mapping[str, Any] = {
+            "eval": self.name,
+            "version": 1,
+            "mode": self.mode,
+            "split": self.split,
+            "shots": self.shots,
+            "max_new_tokens": 1 if self.mode == "logprob" else self.max_new_tokens,
+        }
+
+    def mark(self, item: Item, replies: Sequence[Reply]) -> Mark:
+        """The letter by the mode."""
+        return mark(replies[0], item.truth, self.mode)
+
+    def files(self, marked: Sequence[Marked]) -> dict[str, bytes]:
+        """`summary_subject_acc.json` and `summary_classes_acc.json`."""
+        return summaries(marked)
 
 
 def read_rows(path: Path, width: int) -> list[list[str]]:

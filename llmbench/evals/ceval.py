@@ -7,10 +7,9 @@ letter as for MMLU (ascend-formats sections 5.1 and 5.2). The test split has no 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llmbench.errors import InputError
-from llmbench.evals import Item, Mark, Marked, Options, Reply, _choices
+from llmbench.evals import Item, Options, _choices
 from llmbench.evals._ceval_subjects import SUBJECTS
 
 ABOUT = "C-Eval, 52 subjects of four-choice questions in Chinese; folder {dev,val}/SUBJECT_SPLIT.csv"
@@ -33,25 +32,13 @@ def evaluation(options: Options) -> "Ceval":
     return Ceval(options)
 
 
-class Ceval:
+class Ceval(_choices.Choices):
     """One prompt, three ways to read an answer."""
 
     name = "ceval"
 
     def __init__(self, options: Options) -> None:
-        self._count_tokens = options.count_tokens
-        self.mode = options.mode or MODES[0]
-        self.split = options.split or SPLITS[0]
-        self.shots = SHOTS[0] if options.shots is None else options.shots
-        self.max_new_tokens = options.max_new_tokens or _choices.MAX_NEW_TOKENS
-        self.protocol: Mapping[str, Any] = {
-            "eval": self.name,
-            "version": 1,
-            "mode": self.mode,
-            "split": self.split,
-            "shots": self.shots,
-            "max_new_tokens": 1 if self.mode == "logprob" else self.max_new_tokens,
-        }
+        super().__init__(options, MODES, SPLITS, SHOTS)
 
     def items(self, folder: Path) -> list[Item]:
         """Every question of the split, subjects by name, rows as they stand."""
@@ -61,14 +48,6 @@ class Ceval:
             raise InputError(f"{folder / self.split}: no file SUBJECT{ending} is there")
         mapping = SUBJECTS | _own_mapping(folder)
         return [item for subject in subjects for item in self._subject(folder, subject, mapping)]
-
-    def mark(self, item: Item, replies: Sequence[Reply]) -> Mark:
-        """The letter by the mode."""
-        return _choices.mark(replies[0], item.truth, self.mode)
-
-    def files(self, marked: Sequence[Marked]) -> dict[str, bytes]:
-        """`summary_subject_acc.json` and `summary_classes_acc.json`."""
-        return _choices.summaries(marked)
 
     def _subject(self, folder: Path, subject: str, mapping: Mapping[str, tuple[str, str]]) -> list[Item]:
         path = folder / self.split / f"{subject}_{self.split}.csv"

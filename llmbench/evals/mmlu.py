@@ -6,10 +6,9 @@ Five shots, greedy, 32 new tokens, the first ASCII letter is the answer. The ref
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llmbench.errors import InputError
-from llmbench.evals import Item, Mark, Marked, Options, Reply, _choices
+from llmbench.evals import Item, Options, _choices
 
 ABOUT = (
     "MMLU, 57 subjects of four-choice questions; Hendrycks' data folder {dev,val,test}/SUBJECT_SPLIT.csv "
@@ -60,25 +59,13 @@ def evaluation(options: Options) -> "Mmlu":
     return Mmlu(options)
 
 
-class Mmlu:
+class Mmlu(_choices.Choices):
     """The seed protocol, or one of the other two ways to read an answer."""
 
     name = "mmlu"
 
     def __init__(self, options: Options) -> None:
-        self._count_tokens = options.count_tokens
-        self.mode = options.mode or MODES[0]
-        self.split = options.split or SPLITS[0]
-        self.shots = SHOTS[0] if options.shots is None else options.shots
-        self.max_new_tokens = options.max_new_tokens or _choices.MAX_NEW_TOKENS
-        self.protocol: Mapping[str, Any] = {
-            "eval": self.name,
-            "version": 1,
-            "mode": self.mode,
-            "split": self.split,
-            "shots": self.shots,
-            "max_new_tokens": 1 if self.mode == "logprob" else self.max_new_tokens,
-        }
+        super().__init__(options, MODES, SPLITS, SHOTS)
 
     def items(self, folder: Path) -> list[Item]:
         """Every question of the split, subjects by name, rows as they stand."""
@@ -91,14 +78,6 @@ class Mmlu:
             raise InputError(f"{root / self.split}: no file SUBJECT{ending} is there")
         categories = CATEGORIES | _own_categories(root)
         return [item for subject in subjects for item in self._subject(root, subject, categories)]
-
-    def mark(self, item: Item, replies: Sequence[Reply]) -> Mark:
-        """The letter by the mode."""
-        return _choices.mark(replies[0], item.truth, self.mode)
-
-    def files(self, marked: Sequence[Marked]) -> dict[str, bytes]:
-        """`summary_subject_acc.json` and `summary_classes_acc.json`."""
-        return _choices.summaries(marked)
 
     def _subject(self, root: Path, subject: str, categories: Mapping[str, str]) -> list[Item]:
         path = root / self.split / f"{subject}_{self.split}.csv"

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import resource
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from llmbench.loadgen.client import Client, Sender, Target, Timeouts
 from llmbench.loadgen.driver import Counts, Driver
 from llmbench.loadgen.journal import Header, Journal
 from llmbench.loadgen.record import Line, Record
+from llmbench.processes import allow_many_sockets
 from llmbench.protocols import ClientHalf
 from llmbench.workload.plan import Plan
 
@@ -145,12 +145,6 @@ def new_loop() -> asyncio.AbstractEventLoop:
     except ImportError:  # not on Windows
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
-
-
-def allow_many_sockets() -> None:
-    """Raise the soft limit of open files to the hard one: an overloaded server means a socket per request."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

@@ -87,6 +87,11 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the user said that the run may count all the same."""
 
 
+def up_to(value: float | None, limit: float, beyond: Verdict = "failed") -> Verdict:
+    """The verdict on a value that may be as large as its limit; one that was not observed is not judged."""
+    return "not applicable" if value is None else "ok" if value <= limit else beyond
+
+
 def own_error_limit_s(traces: Sequence[Trace]) -> float:
     """What our own errors may be: 5 % of the median time to first token from sent, at least 2 ms.
 

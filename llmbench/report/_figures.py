@@ -9,10 +9,11 @@ import numpy as np
 
 from llmbench.clock import seconds
 from llmbench.metrics import Trace, per_request
+from llmbench.metrics.evidence import Sample, Scrape
 from llmbench.metrics.windows import Window, in_flight
 from llmbench.report import words
 from llmbench.report._charts import Floats, Layer, Scale, figure, nice, scale
-from llmbench.report.view import Sample, Scrape, View
+from llmbench.report.view import View
 
 _BINS = 160
 _COARSE_BINS = 60

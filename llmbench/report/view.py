@@ -1,41 +1,16 @@
 """What a report shows of a run, whatever it is written as: screen, page, Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from llmbench.metrics import Trace
 from llmbench.metrics.checks import Check, RunVerdict, verdict
+from llmbench.metrics.evidence import Sample, Scrape
 from llmbench.metrics.steady import Steady
 from llmbench.metrics.summary import Summary
 from llmbench.metrics.windows import Traffic, Window
-
-
-class Sample(Protocol):
-    """What the measuring process did since the sample before it."""
-
-    @property
-    def at_ns(self) -> int: ...
-
-    @property
-    def span_s(self) -> float: ...
-
-    @property
-    def cpu_s(self) -> float: ...
-
-    @property
-    def lag_s(self) -> float: ...
-
-
-class Scrape(Protocol):
-    """The server's own counters at an instant."""
-
-    @property
-    def at_ns(self) -> int: ...
-
-    @property
-    def values(self) -> Mapping[str, float]: ...
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import resource
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from llmbench.errors import ConfigError
 from llmbench.link import arena, frames
 from llmbench.link.ranks import AgentGroup
 from llmbench.link.remote import Agent
+from llmbench.processes import allow_many_sockets
 from llmbench.protocols import Dialect, Status
 from llmbench.serving import server
 from llmbench.serving.blocks import BlockPool
@@ -52,20 +52,13 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 
 def serve(config: ServeConfig, on_ready: Callable[[Running], None], *, until_stdin_closes: bool = False) -> None:
     """Serve until SIGINT or SIGTERM, or also until stdin ends. Raises LlmbenchError when the stack cannot start."""
-    _allow_many_sockets()
+    allow_many_sockets()
     try:
         import uvloop
     except ImportError:  # it is not there on Windows
         asyncio.run(_serve(config, on_ready, until_stdin_closes))
     else:
         uvloop.run(_serve(config, on_ready, until_stdin_closes))
-
-
-def _allow_many_sockets() -> None:
-    """Raise the soft limit of open files to the hard one: at the common 1024, the 1000th client would be reset."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS says that there is no limit, and has one
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: ServeConfig, on_ready: Callable[[Running], None], until_stdin_closes: bool) -> None:

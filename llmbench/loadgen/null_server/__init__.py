@@ -11,16 +11,15 @@ So the truth rides in the stream, a run's own records hold it (`truth(record.tex
     python -m llmbench.loadgen.null_server --port 8100 --ttft-s 0.05 --gap-s 0.01 --error-share 0.02
 """
 
-import contextlib
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Annotated
 
 import msgspec
 
-from llmbench.errors import ConfigError, InvalidMeasurement, ServingError
+from llmbench.errors import InvalidMeasurement
+from llmbench.processes import Child, child
 
 READY = "llmbench null server: ready on "
 _GOODBYE_S = 5.0
@@ -127,11 +126,8 @@ def truth(text: str) -> Truth:
     return Truth(int(found[1]), [int(number) for number in found[2].split()])
 
 
-class NullServer(msgspec.Struct, frozen=True, kw_only=True):
-    """A null server that answers, in a process of its own."""
-
-    url: str
-    pid: int
+NullServer = Child
+"""A null server that answers, in a process of its own."""
 
 
 def flags(settings: Settings) -> list[str]:
@@ -147,31 +143,10 @@ def flags(settings: Settings) -> list[str]:
     return given
 
 
-@contextlib.contextmanager
-def launched(settings: Settings = Settings()) -> Iterator[NullServer]:  # noqa: B008 (frozen)
+def launched(settings: Settings = Settings()) -> AbstractContextManager[NullServer]:  # noqa: B008 (frozen)
     """A null server on a free port, in a process of its own; ended on leaving, and should this process be killed.
 
     Raises ConfigError when it refuses its settings, ServingError when it does not start; its message is on stderr.
     """
     command = [sys.executable, "-m", "llmbench.loadgen.null_server", "--until-stdin-closes", *flags(settings)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            yield NullServer(url=_wait_until_ready(process), pid=process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(_GOODBYE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _wait_until_ready(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if line.startswith(READY):
-        return line.removeprefix(READY).strip()
-    status = process.wait()
-    kind = ConfigError if status == ConfigError.exit_code else ServingError
-    raise kind(f"the null server did not start (exit status {status}); its message is above")
+    return child(command, READY, "the null server", _GOODBYE_S)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from llmbench.metrics import Trace
 from llmbench.metrics.checks.pace import OWN_CORES
-from llmbench.metrics.evidence import Check, Evidence, Sample, own_error_limit_s
+from llmbench.metrics.evidence import Check, Evidence, Sample, own_error_limit_s, up_to
 
 _DISTURBED = 0.01  # the share of stamps that p99, the highest percentile that is printed, leaves out
 _BUSY = 0.8
@@ -31,7 +31,7 @@ def stalled(run: Evidence) -> Check:
         value=value_s,
         limit=limit_s,
         unit="s",
-        verdict="not applicable" if value_s is None else "ok" if value_s <= limit_s else "failed",
+        verdict=up_to(value_s, limit_s),
         remedy=f"the client came to nothing for a while: {OWN_CORES}",
     )
 
@@ -74,7 +74,7 @@ def instrument_error(run: Evidence) -> Check:
         value=value_s,
         limit=limit_s,
         unit="s",
-        verdict="not applicable" if value_s is None else "ok" if value_s <= limit_s else "failed",
+        verdict=up_to(value_s, limit_s),
         remedy=f"this machine cannot measure this load (see `llmbench doctor`): {OWN_CORES}",
     )
 
@@ -88,7 +88,7 @@ def client_bound(run: Evidence) -> Check:
         value=value,
         limit=1.0,
         unit="",
-        verdict="not applicable" if value is None else "ok" if value <= 1 else "failed",
+        verdict=up_to(value, 1),
         remedy="the client cannot take so many answers at once: use more --workers or a faster machine, or lower --qps",
     )
 

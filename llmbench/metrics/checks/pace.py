@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llmbench.metrics import Trace, arrivals, per_request, per_run
-from llmbench.metrics.evidence import FLOOR_S, TOLERANCE, Check, Evidence, held_back, own_error_limit_s
+from llmbench.metrics.evidence import FLOOR_S, TOLERANCE, Check, Evidence, held_back, own_error_limit_s, up_to
 from llmbench.metrics.summary import percentile
 
 OWN_CORES = "run it on its own cores or host, or lower --qps"
@@ -28,7 +28,7 @@ def own_lateness(run: Evidence) -> Check:
         value=value_s,
         limit=limit_s,
         unit="s",
-        verdict="not applicable" if value_s is None else "ok" if value_s <= limit_s else "failed",
+        verdict=up_to(value_s, limit_s),
         remedy=f"the client's machine is too busy: {OWN_CORES}",
     )
 
@@ -50,7 +50,7 @@ def rate_kept(run: Evidence) -> Check:
         value=off,
         limit=limit,
         unit="",
-        verdict="not applicable" if off is None else "ok" if off <= limit else "failed",
+        verdict=up_to(off, limit),
         remedy=f"the client could not keep up with the plan: {OWN_CORES}",
     )
 

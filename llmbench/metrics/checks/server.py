@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from llmbench.metrics import ledger, per_run
-from llmbench.metrics.evidence import TOLERANCE, Check, Evidence, Verdict
+from llmbench.metrics.evidence import TOLERANCE, Check, Evidence, Verdict, up_to
 from llmbench.metrics.ledger import Ledger
 
 _OFF = "or leave the counters alone with --metrics-url off"
@@ -55,7 +55,7 @@ def generated_tokens_agree(run: Evidence) -> Check:
         value=value,
         limit=TOLERANCE,
         unit="",
-        verdict="not applicable" if value is None else "ok" if value <= TOLERANCE else "failed",
+        verdict=up_to(value, TOLERANCE),
         remedy="answers are counted in other tokens than the server generated: throughput and TPOT are of these",
     )
 
@@ -77,7 +77,7 @@ def prompts_agree(run: Evidence) -> Check:
         value=value,
         limit=TOLERANCE,
         unit="",
-        verdict="not applicable" if value is None else "ok" if value <= TOLERANCE else "inconclusive",
+        verdict=up_to(value, TOLERANCE, "inconclusive"),
         remedy="the plan counts in another vocabulary: give the server's own with --tokenizer",
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from llmbench.clock import seconds
 from llmbench.metrics import Trace, per_request
-from llmbench.metrics.evidence import Check, Evidence, Verdict, answered
+from llmbench.metrics.evidence import Check, Evidence, Verdict, answered, up_to
 from llmbench.metrics.summary import percentile
 from llmbench.metrics.windows import Floats
 
@@ -82,7 +82,7 @@ def under_load(run: Evidence) -> Check:
         value=value,
         limit=_DRAIN,
         unit="",
-        verdict="not applicable" if value is None else "ok" if value <= _DRAIN else "inconclusive",
+        verdict=up_to(value, _DRAIN, "inconclusive"),
         remedy=f"the load lasted too short to be measured: send for 10 times as long as an answer takes, "
         f"--test-time {math.ceil(10 * longest_s)}",
     )

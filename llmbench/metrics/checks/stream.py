@@ -1,7 +1,7 @@
 """Checks of the streams: tokens counted once, one by one, and not all at the end."""
 
 from llmbench.metrics import Trace, per_request
-from llmbench.metrics.evidence import TOLERANCE, Check, Evidence, answered
+from llmbench.metrics.evidence import TOLERANCE, Check, Evidence, answered, up_to
 
 _COALESCED = 0.5
 _FEWEST_TOKENS = 8
@@ -27,7 +27,7 @@ def tokens_counted(run: Evidence) -> Check:
         value=value,
         limit=TOLERANCE,
         unit="",
-        verdict="not applicable" if value is None else "ok" if value <= TOLERANCE else "inconclusive",
+        verdict=up_to(value, TOLERANCE, "inconclusive"),
         remedy="the server contradicts itself: trust neither TPOT nor ITL, or --allow ledger-tokens",
     )
 
@@ -47,7 +47,7 @@ def not_coalesced(run: Evidence) -> Check:
         value=value,
         limit=_COALESCED,
         unit="",
-        verdict="not applicable" if value is None else "ok" if value <= _COALESCED else "inconclusive",
+        verdict=up_to(value, _COALESCED, "inconclusive"),
         remedy="a proxy, the server or a client that is late (see `stalls`) puts pieces together: TPOT holds, ICL does "
         "not; switch buffering off (nginx: proxy_buffering off), or --allow coalescing",
     )
@@ -63,7 +63,7 @@ def streams_at_all(run: Evidence) -> Check:
         value=value,
         limit=_WHOLE,
         unit="",
-        verdict="not applicable" if value is None else "ok" if value <= _WHOLE else "failed",
+        verdict=up_to(value, _WHOLE),
         remedy="TTFT is the time to the whole answer: something between holds the stream back, or the server does not "
         "stream; --allow streaming if you read E2EL and throughput only",
     )
