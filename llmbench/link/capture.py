@@ -4,6 +4,8 @@ A step's rows are written after its answer has gone to the server, while that ha
 before the next step begins.
 """
 
+import hashlib
+from array import array
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +17,7 @@ from llmbench.link import frames
 from llmbench.logits import contest, digest, policy, store
 
 Int64 = npt.NDArray[np.int64]
+_HEAD = 20  # ids of a prompt that a contest name is made from, and that a person knows it again by
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd: different tokens stay different
 
 
@@ -80,11 +83,11 @@ class ContestRecorder:
             sequence = self._in_slot[slot]
             self._writer.write(
                 taken.logits[i],
-                head=sequence.head,
+                head=sequence.prompt_ids[:_HEAD],
                 arrival_s=sequence.arrival_s,
                 request_id=sequence.request_id,
                 index=index,
-                prefill=index == sequence.prompt_len - 1,
+                prefill=index == len(sequence.prompt_ids) - 1,
                 token_id=int(self._token_ids[i]),
                 batch_size=self._batch_size,
             )
@@ -123,13 +126,15 @@ class StoreRecorder:
             self._in_slot[sequence.slot] = self._numbers[key]
 
     def _register(self, sequence: frames.Admitted) -> int:
-        number = self._writer.request(sequence.request_id, sequence.prompt_len, sequence.head, sequence.prompt)
+        ids = sequence.prompt_ids
+        prefix = prompt_hash(ids)
+        number = self._writer.request(sequence.request_id, len(ids), ids[:_HEAD], prefix, ids)
         if number >= len(self._prompt_lens):
             self._prompt_lens = np.concatenate([self._prompt_lens, np.zeros(number + 64, np.int64)])
             self._prefixes = np.concatenate([self._prefixes, np.zeros(number + 64, np.uint64)])
         self._ids.append(sequence.request_id)
-        self._prompt_lens[number] = sequence.prompt_len
-        self._prefixes[number] = sequence.prompt
+        self._prompt_lens[number] = len(ids)
+        self._prefixes[number] = prefix
         return number
 
     def wants(self, batch: Batch, slots: npt.NDArray[np.int32]) -> bool:
@@ -168,6 +173,11 @@ class StoreRecorder:
     def close(self) -> None:
         self.flush()
         self._writer.close()
+
+
+def prompt_hash(ids: list[int]) -> int:
+    """64 bits of a prompt's ids, by which captures of two runs tell whether a request was the same one."""
+    return int.from_bytes(hashlib.blake2b(array("q", ids).tobytes(), digest_size=8).digest(), "little")
 
 
 def open_recorder(capture: frames.Capture, about: contest.Header) -> Recorder:

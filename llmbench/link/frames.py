@@ -96,18 +96,15 @@ class Attach(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Admitted(msgspec.Struct, frozen=True, kw_only=True):
-    """A sequence that takes a slot with this step; what the capture needs to name its rows.
+    """A sequence that takes a slot with this step; what the capture needs to name its rows and to have them replayed.
 
-    `arrival_s` is wall time, different for every sequence of a server. `head` are the first 20 prompt ids at most,
-    `prompt` is a hash of all of them.
+    `arrival_s` is wall time, different for every sequence of a server.
     """
 
     slot: int
     request_id: str
     arrival_s: float
-    prompt_len: int
-    head: list[int]
-    prompt: int = 0
+    prompt_ids: list[int]
 
 
 class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -93,13 +93,17 @@ _OWN = ("capture_id", "created")  # what is not the same when a capture goes on
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A request whose rows are in a part. `prompt` is a hash of the prompt's ids, 0 when it is not known."""
+    """A request whose rows are in a part. `ids` are its whole prompt, `head` the first 20 of them, `prompt` their hash.
+
+    Stores of earlier versions have no `ids`; () and 0 are for what is not known.
+    """
 
     number: int
     id: str
     prompt_len: int
     head: tuple[int, ...] = ()
     prompt: int = 0
+    ids: tuple[int, ...] = ()
 
 
 def top_dtype(manifest: Manifest) -> np.dtype[np.void]:
@@ -130,11 +134,15 @@ class Writer:
         self._values: dict[int, IO[bytes]] = {}
         self._num_rows: dict[int, int] = {}
 
-    def request(self, request_id: str, prompt_len: int, head: Sequence[int] = (), prompt: int = 0) -> int:
+    def request(
+        self, request_id: str, prompt_len: int, head: Sequence[int] = (), prompt: int = 0, ids: Sequence[int] = ()
+    ) -> int:
         """Make a request known; gives the number that its rows carry."""
         number = self._num_requests
         self._num_requests += 1
-        known = Request(number=number, id=request_id, prompt_len=prompt_len, head=tuple(head), prompt=prompt)
+        known = Request(
+            number=number, id=request_id, prompt_len=prompt_len, head=tuple(head), prompt=prompt, ids=tuple(ids)
+        )
         self._requests.write(msgspec.json.encode(known) + b"\n")
         self._tail_keys[number] = digest.request_key(self.manifest.tail_seed, request_id)
         return number

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-from array import array
 from collections.abc import Awaitable, Callable
 
 from llmbench import clock
@@ -22,7 +20,6 @@ from llmbench.serving.stubs import LinkStub
 
 _log = logging.getLogger(__name__)
 
-_HEAD = 20  # ids of a prompt that the names of captured rows are made from
 AnyAgent = Agent | AgentGroup | LinkStub
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 10.0
 
@@ -207,15 +204,8 @@ def _admitted(sequence: Sequence) -> Admitted:
         slot=sequence.slot,
         request_id=sequence.request_id,
         arrival_s=sequence.arrival_s,
-        prompt_len=len(sequence.prompt_ids),
-        head=sequence.prompt_ids[:_HEAD],
-        prompt=prompt_hash(sequence.prompt_ids),
+        prompt_ids=sequence.prompt_ids,
     )
-
-
-def prompt_hash(ids: list[int]) -> int:
-    """64 bits of a prompt's ids, by which captures of two runs tell whether a request was the same one."""
-    return int.from_bytes(hashlib.blake2b(array("q", ids).tobytes(), digest_size=8).digest(), "little")
 
 
 async def cancelled(task: "asyncio.Task[None]") -> None:

@@ -302,7 +302,7 @@ def test_rows_are_captured_where_the_index_divides_and_named_by_their_request(tm
         agent = await Agent.start(load)
         try:
             await agent.attach(SIZE)
-            admitted = frames.Admitted(slot=0, request_id="r9", arrival_s=1000.5, prompt_len=4, head=PROMPT[:4])
+            admitted = frames.Admitted(slot=0, request_id="r9", arrival_s=1000.5, prompt_ids=PROMPT[:4])
             agent.arrays.admit(0, Sampling(), 0)
             agent.arrays.set_blocks(0, 0, [3, 1])
             token_ids = PROMPT[:4]  # index 3 is the prompt's last: a prefill row

@@ -29,9 +29,7 @@ EVERY: tuple[Frame, ...] = (
     frames.Step(
         num_sequences=2,
         num_tokens=9,
-        admitted=[
-            frames.Admitted(slot=1, request_id="r1", arrival_s=1718418290.5565388, prompt_len=8, head=[1, 20355, 915])
-        ],
+        admitted=[frames.Admitted(slot=1, request_id="r1", arrival_s=1718418290.5565388, prompt_ids=[1, 20355, 915])],
         extras=[
             Extra(
                 row=0,

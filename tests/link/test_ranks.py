@@ -61,7 +61,7 @@ async def rows_of(load: frames.Load, num_ranks: int, folder: Path) -> tuple[list
     agent = await (Agent.start(load) if num_ranks == 1 else AgentGroup.start(load, HOST, (0,) * num_ranks))
     try:
         await agent.attach(SIZE)
-        admitted = frames.Admitted(slot=0, request_id="r", arrival_s=1.0, prompt_len=len(PROMPT), head=PROMPT)
+        admitted = frames.Admitted(slot=0, request_id="r", arrival_s=1.0, prompt_ids=PROMPT)
         agent.arrays.admit(0, Sampling(), 0)
         agent.arrays.set_blocks(0, 0, [3, 1, 2])
         agent.begin([Row(0, PROMPT[:2], 2, False)], [0], [admitted], [])

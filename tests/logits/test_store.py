@@ -227,3 +227,12 @@ def test_rows_without_whole_values_say_so_when_they_are_asked_for(tmp_path: Path
         Store(put(tmp_path / "t", logits(), "topk")).read(np.array([0]), out)
     with pytest.raises(InputError, match="tier fp keeps no largest values"):
         Store(put(tmp_path / "f", logits(), "fp")).top(np.array([0]))
+
+
+def test_a_store_without_whole_prompts_is_still_read(tmp_path: Path) -> None:
+    folder = put(tmp_path / "s", logits(), "fp")
+    path = folder / "part-0000.requests.jsonl"
+    lines = path.read_text().replace(',"ids":[]', "")
+    assert "ids" not in lines
+    path.write_text(lines)
+    assert [request.ids for request in Store(folder).requests] == [(), ()]
