@@ -24,7 +24,8 @@ import torch
 import transformers
 
 from llmbench import engines
-from llmbench.weights.model import Model, ModelConfig, open_model
+from llmbench.weights.config import ModelConfig
+from llmbench.weights.model import Model, open_model
 
 Int32 = npt.NDArray[np.int32]
 Generate = Callable[[Int32, int], float]

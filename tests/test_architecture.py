@@ -45,7 +45,7 @@ ONLY_IN: dict[str, set[str]] = {
     "matplotlib": {"report", "cli"},
     "mindspore": {"engines", "weights.files"},
     "mindformers": {"engines", "weights.files"},
-    "torch": set(),
+    "torch": {"weights.meta"},  # opens pickles without running what is in them
     "transformers": set(),
     "click": set(),  # typer brings its own
 }

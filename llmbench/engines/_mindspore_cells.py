@@ -14,7 +14,8 @@ import numpy.typing as npt
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops import auto_generate
 
-from llmbench.weights.model import Model, ModelConfig
+from llmbench.weights.config import ModelConfig
+from llmbench.weights.model import Model
 
 Float32 = npt.NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 
 from llmbench.engines import _mindspore_home as home
 from llmbench.engines._mindspore_cells import FusedAttention, FusedNorm, Operators, Pages
-from llmbench.weights.model import ModelConfig
+from llmbench.weights.config import ModelConfig
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ import psutil
 from llmbench.engines import Batch, EngineSettings, StepResult
 from llmbench.engines._sampling import pick
 from llmbench.errors import InputError, ServingError
-from llmbench.weights.model import Model, ModelConfig
+from llmbench.weights.config import ModelConfig
+from llmbench.weights.model import Model
 
 Intp = npt.NDArray[np.intp]
 Float32 = npt.NDArray[np.float32]

@@ -20,7 +20,8 @@ from llmbench.engines import Batch, Capacity, EngineSettings, StepResult
 from llmbench.engines import _mindspore_home as home
 from llmbench.engines import _step as step
 from llmbench.errors import ConfigError, InputError, ServingError
-from llmbench.weights.model import Model, ModelConfig
+from llmbench.weights.config import ModelConfig
+from llmbench.weights.model import Model
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]

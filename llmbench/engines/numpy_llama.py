@@ -14,7 +14,8 @@ from llmbench.engines import _step as step
 from llmbench.engines._blas import available_threads, has_small_matrix_kernels, set_threads
 from llmbench.errors import ServingError
 from llmbench.weights import shard
-from llmbench.weights.model import Model, ModelConfig
+from llmbench.weights.config import ModelConfig
+from llmbench.weights.model import Model
 
 Int32 = npt.NDArray[np.int32]
 Intp = npt.NDArray[np.intp]
@@ -255,7 +256,7 @@ def engine(model: Model, settings: EngineSettings) -> NumpyLlama:
 
 def sharded(model: Model, settings: EngineSettings, group: Group) -> ShardedLlama:
     """Load a rank's part of a model. Raises ConfigError when it cannot be cut, InputError when it does not fit."""
-    shard.check(model, group.size)
+    shard.check(model.name, model.config, group.size)
     step.check_memory(model)
     group.all_reduce(np.zeros(1, np.float32))  # nobody takes memory before everybody has looked at what is free
     return ShardedLlama(model, settings, group)

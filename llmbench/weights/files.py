@@ -5,23 +5,27 @@ The header is parsed here and not by the safetensors library, because its NumPy 
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from llmbench.errors import InputError
+from llmbench.weights.ckpt import Checkpoint
+from llmbench.weights.tensors import STORED, Bits
 
-Float32 = npt.NDArray[np.float32]
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+NAME_MAP = "param_name_map.json"
+"""What MindFormers calls the index: the file of each tensor, without anything around it."""
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""What safetensors calls the dtypes that can be read."""
+
+_PICKLES = (".bin", ".pth", ".pt", ".pkl")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
-_STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +41,16 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 class Safetensors:
     """The tensors of one or more safetensors files. Only the headers are held; no file stays open."""
 
+    container = "safetensors"
+
     def __init__(self, paths: list[Path]) -> None:
         self._entries: dict[str, Entry] = {}
         for path in paths:
-            self._entries.update(read_header(path))
+            found = read_header(path)
+            twice = next((name for name in found if name in self._entries), None)
+            if twice is not None:
+                raise InputError(f"{path}: {twice}: this tensor is in {self._entries[twice].path.name} already")
+            self._entries.update(found)
         self.source = str(paths[0] if len(paths) == 1 else paths[0].parent)
 
     def names(self) -> list[str]:
@@ -54,21 +64,22 @@ class Safetensors:
     def dtype(self, name: str) -> str:
         """What a tensor is stored as, such as "bfloat16"."""
         stored = self._entry(name).dtype
-        return _NAMES.get(stored, stored.lower())
+        return DTYPES.get(stored, stored.lower())
 
-    def rows(self, name: str, start: int, stop: int) -> Float32:
-        """float32 [stop - start, ...]: rows of a tensor. Raises InputError for other than f32, f16, bf16."""
+    def rows(self, name: str, start: int, stop: int) -> Bits:
+        """[stop - start, ...]: rows of a tensor as stored. Raises InputError for other than f32, f16, bf16."""
         entry = self._entry(name)
-        stored = _STORED.get(entry.dtype)
-        if stored is None:
-            raise InputError(f"{entry.path}: {name}: stored as {entry.dtype}; readable: {', '.join(_NAMES.values())}")
-        row = math.prod(entry.shape[1:])
+        if entry.dtype not in DTYPES:
+            raise InputError(f"{entry.path}: {name}: stored as {entry.dtype}; readable: {', '.join(DTYPES.values())}")
+        stored, row = STORED[DTYPES[entry.dtype]], math.prod(entry.shape[1:])
         offset = entry.offset + start * row * stored.itemsize
         try:
             values = np.fromfile(entry.path, stored, count=(stop - start) * row, offset=offset)
         except OSError as error:
             raise InputError(f"{entry.path}: {name}: cannot read ({error.strerror})") from error
-        return _widen(values, entry.dtype).reshape(stop - start, *entry.shape[1:])
+        if values.size != (stop - start) * row:
+            raise InputError(f"{entry.path}: {name}: the file became shorter while it was read")
+        return values.reshape(stop - start, *entry.shape[1:])
 
     def _entry(self, name: str) -> Entry:
         try:
@@ -77,24 +88,42 @@ class Safetensors:
             raise InputError(f"{self.source}: no tensor {name!r} among its {len(self._entries)}") from None
 
 
-def open_folder(folder: Path) -> Safetensors:
-    """The safetensors of a Hugging Face folder, single or sharded. Raises InputError when there are none."""
-    if (folder / _SINGLE).exists():
-        return Safetensors([folder / _SINGLE])
-    if (folder / _INDEX).exists():
-        return _open_sharded(folder)
+Weights = Safetensors | Checkpoint
+
+
+def open_folder(folder: Path) -> Weights:
+    """The weights in a folder, single or sharded. Raises InputError when there are none, or more than one set."""
+    if (folder / SINGLE).exists():
+        return Safetensors([folder / SINGLE])
+    for index in (INDEX, NAME_MAP):
+        if (folder / index).exists():
+            return _open_sharded(folder / index)
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return Safetensors(found)
     if found:
-        raise InputError(f"{folder}: {len(found)} safetensors files but no {_INDEX} that says which of them to read")
+        raise InputError(f"{folder}: {len(found)} safetensors files but no {INDEX} that says which of them to read")
+    checkpoints = sorted(folder.glob("*.ckpt"))
+    if len(checkpoints) == 1:
+        return Checkpoint(checkpoints[0])
+    if checkpoints:
+        raise InputError(f"{folder}: {len(checkpoints)} *.ckpt files; give the path of one of them, or leave only one")
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         raise InputError(
             f"{folder / pickles[0]}: a pickle file is not opened, since it can run code; save the model as safetensors"
             " (transformers: model.save_pretrained)"
         )
-    raise InputError(f"{folder}: no *.safetensors in this folder")
+    raise InputError(f"{folder}: no *.safetensors in this folder, and no *.ckpt")
+
+
+def open_file(path: Path) -> Weights:
+    """The weights in one file, by its ending. Raises InputError for another than .safetensors and .ckpt."""
+    if path.suffix == ".safetensors":
+        return Safetensors([path])
+    if path.suffix == ".ckpt":
+        return Checkpoint(path)
+    raise InputError(f"{path}: not a folder but a file, and neither *.safetensors nor *.ckpt")
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -105,25 +134,50 @@ def read_header(path: Path) -> dict[str, Entry]:
             size = path.stat().st_size
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
                 raise InputError(f"{path}: not a safetensors file, or cut off ({size} bytes)")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except OSError as error:
         raise InputError(f"{path}: cannot read the weights ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path}: not a safetensors file (its header is not JSON)") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: not a safetensors file (its header is no JSON object)")
     header.pop("__metadata__", None)
-    return {name: _entry(path, name, fields, 8 + length, size) for name, fields in header.items()}
+    entries = {name: _entry(path, name, fields, 8 + length, size) for name, fields in header.items()}
+    _refuse_overlaps(path, entries)
+    return entries
 
 
-def _open_sharded(folder: Path) -> Safetensors:
-    index = folder / _INDEX
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path}: {twice}: twice in the header")
+    return found
+
+
+def _refuse_overlaps(path: Path, entries: Mapping[str, Entry]) -> None:
+    before, end = "", 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].num_bytes)):
+        if entry.offset < end:
+            raise InputError(f"{path}: {name}: its bytes overlap those of {before}; the header is damaged")
+        before, end = name, entry.offset + entry.num_bytes
+
+
+def _open_sharded(index: Path) -> Safetensors:
+    folder = index.parent
     try:
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = json.loads(index.read_text(encoding="utf-8"))
+        places = dict(places["weight_map"] if index.name == INDEX else places)
+        files = sorted({str(shard) for shard in places.values()})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index}: cannot read its weight_map ({error!r})") from error
-    shards = Safetensors([folder / shard for shard in sorted(set(places.values()))])
+    if any(Path(shard).name != shard for shard in files):
+        raise InputError(f"{index}: its weight_map names a file outside of this folder")
+    shards = Safetensors([folder / shard for shard in files])
     missing = sorted(set(places) - set(shards.names()))
     if missing:
-        raise InputError(f"{folder / places[missing[0]]}: no tensor {missing[0]!r}, though {_INDEX} says so")
+        raise InputError(f"{folder / places[missing[0]]}: no tensor {missing[0]!r}, though {index.name} says so")
     return shards
 
 
@@ -136,14 +190,6 @@ def _entry(path: Path, name: str, fields: dict[str, Any], data_start: int, file_
         raise InputError(f"{path}: {name}: broken header entry ({error!r})") from error
     if not 0 <= begin <= end <= file_bytes - data_start:
         raise InputError(f"{path}: {name}: lies outside the file; it is cut off or was not downloaded whole")
-    stored = _STORED.get(dtype)
-    if stored is not None and end - begin != math.prod(shape) * stored.itemsize:
+    if dtype in DTYPES and end - begin != math.prod(shape) * STORED[DTYPES[dtype]].itemsize:
         raise InputError(f"{path}: {name}: {end - begin} bytes do not hold {list(shape)} of {dtype}")
     return Entry(path=path, dtype=dtype, shape=shape, offset=data_start + begin, num_bytes=end - begin)
-
-
-def _widen(values: npt.NDArray[Any], dtype: str) -> Float32:
-    """float32 of what was stored; a bfloat16 is the upper half of a float32."""
-    if dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)

@@ -8,13 +8,14 @@ ranks, each is held by several ranks, as MindIE does.
 from typing import Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from llmbench.errors import ConfigError
-from llmbench.weights.model import Model, ModelConfig, expected_shapes
+from llmbench.weights import strategy
+from llmbench.weights.config import ModelConfig, expected_shapes, of_rank
+from llmbench.weights.model import Model
+from llmbench.weights.strategy import Cut, Part
+from llmbench.weights.tensors import Tensor, Tensors, padded, piece
 
-Float32 = npt.NDArray[np.float32]
 Unit = Literal["heads", "kv_heads", "ffn", "vocabulary"]
 
 
@@ -39,50 +40,57 @@ RULES: dict[str, Rule] = {
 """By the second to last part of a tensor's name, biases as their weights; every rank has the others whole."""
 
 
-class Part(msgspec.Struct, frozen=True):
-    """What one rank has of a tensor: `start` to `stop` along `axis`, or all of it where that is None."""
-
-    axis: int | None
-    start: int
-    stop: int
-
-
 def part(name: str, config: ModelConfig, rank: int, num_ranks: int) -> Part:
     """The part of the tensor of this name in a model cut by `num_ranks`, which `check` found possible.
 
     The last part of a vocabulary may be shorter than the others, or empty.
     """
+    rule = _rule(name)
+    if rule is None:
+        return Part(None, 0, 0)
+    size, num_parts = _parts(rule.unit, config, num_ranks)
+    return strategy.part(rule.axis, size, num_parts, rank, num_ranks)
+
+
+def cuts(config: ModelConfig, num_ranks: int, cut_vocabulary: bool = True) -> dict[str, Cut]:
+    """How each tensor of a model lies on so many ranks; embeddings and head may be whole on each."""
+    found = {}
+    for name, shape in expected_shapes(config).items():
+        rule = _rule(name)
+        if rule is None or (rule.unit == "vocabulary" and not cut_vocabulary):
+            found[name] = Cut(shape, None, "replicate")
+        else:
+            _, num_parts = _parts(rule.unit, config, num_ranks)
+            found[name] = Cut(shape, rule.axis, "split" if num_parts == num_ranks else "head_replicate", num_parts)
+    return found
+
+
+def _rule(name: str) -> Rule | None:
     layer, kind = name.split(".")[-2:]
     rule = RULES.get(layer)
     if rule is None or (rule.axis == 1 and kind == "bias"):  # a sum over the ranks has its bias added once
-        return Part(None, 0, 0)
-    size, unit, index = _unit(rule.unit, config, rank, num_ranks)
-    width = size // num_ranks if unit is None else unit
-    return Part(rule.axis, min(index * width, size), min((index + 1) * width, size))
+        return None
+    return rule
 
 
-def _unit(unit: Unit, config: ModelConfig, rank: int, num_ranks: int) -> tuple[int, int | None, int]:
-    """The length of an axis, the length of a part where that is not one of `num_ranks` equal ones, and which it is."""
+def _parts(unit: Unit, config: ModelConfig, num_ranks: int) -> tuple[int, int]:
+    """The length of an axis, and in how many parts it is cut."""
     if unit == "vocabulary":
-        return config.vocab_size, -(-config.vocab_size // num_ranks), rank
+        return config.vocab_size, num_ranks
     if unit == "ffn":
-        return config.intermediate_size, None, rank
+        return config.intermediate_size, num_ranks
     if unit == "heads":
-        return config.num_heads * config.head_dim, None, rank
-    size = config.num_kv_heads * config.head_dim
-    if config.num_kv_heads >= num_ranks:
-        return size, None, rank
-    return size, config.head_dim, rank // (num_ranks // config.num_kv_heads)
+        return config.num_heads * config.head_dim, num_ranks
+    return config.num_kv_heads * config.head_dim, min(config.num_kv_heads, num_ranks)
 
 
-def check(model: Model, num_ranks: int) -> None:
+def check(name: str, config: ModelConfig, num_ranks: int) -> None:
     """Raise ConfigError when a model cannot be cut by so many ranks; it names the numbers and what is possible."""
-    wrong = _obstacle(model.config, num_ranks)
+    wrong = _obstacle(config, num_ranks)
     if wrong is not None:
-        possible = [n for n in range(1, model.config.num_heads + 1) if _obstacle(model.config, n) is None]
+        possible = [n for n in range(1, config.num_heads + 1) if _obstacle(config, n) is None]
         raise ConfigError(
-            f"ranks: {num_ranks} ranks do not fit {wrong} of model {model.name}; "
-            f"possible: {', '.join(map(str, possible))}"
+            f"ranks: {num_ranks} ranks do not fit {wrong} of model {name}; possible: {', '.join(map(str, possible))}"
         )
 
 
@@ -103,47 +111,20 @@ def cut(model: Model, rank: int, num_ranks: int) -> Model:
     Zeros fill up the last part of a vocabulary that cannot be cut evenly. Nothing is read yet; what is read later is
     the rank's rows, and of row-parallel matrices whole rows, block by block. Raises ConfigError as `check` does.
     """
-    check(model, num_ranks)
-    config = msgspec.structs.replace(
-        model.config,
-        num_heads=model.config.num_heads // num_ranks,
-        num_kv_heads=max(1, model.config.num_kv_heads // num_ranks),
-        intermediate_size=model.config.intermediate_size // num_ranks,
-        vocab_size=-(-model.config.vocab_size // num_ranks),
-    )
-    return Model(model.name, config, model.tokenizer_path, _Shard(model, config, rank, num_ranks))
+    check(model.name, model.config, num_ranks)
+    config = of_rank(model.config, num_ranks)
+    shapes = expected_shapes(config)
+    own = {
+        name: padded(tensor, shapes[name][0])
+        for name, tensor in pieces(model.stored(), cuts(model.config, num_ranks), rank, num_ranks).items()
+    }
+    return Model(model.name, config, model.tokenizer_path, Tensors(own))
 
 
-class _Shard:
-    """The tensors of one rank, out of the whole model."""
-
-    def __init__(self, model: Model, config: ModelConfig, rank: int, num_ranks: int) -> None:
-        self._model = model
-        self._shapes = expected_shapes(config)
-        self._parts = {name: part(name, model.config, rank, num_ranks) for name in self._shapes}
-
-    def names(self) -> list[str]:
-        """The names of all tensors: those of the whole model."""
-        return list(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of the part."""
-        return self._shapes[name]
-
-    def dtype(self, name: str) -> str:
-        """What the model's tensors are stored as."""
-        return self._model.config.dtype
-
-    def rows(self, name: str, start: int, stop: int) -> Float32:
-        """float32 [stop - start, ...]: some rows of the part."""
-        own = self._parts[name]
-        if own.axis is None:
-            return self._model.rows(name, start, stop)
-        if own.axis == 1:
-            return self._model.rows(name, start, stop)[:, own.start : own.stop]
-        first, last = min(own.start + start, own.stop), min(own.start + stop, own.stop)
-        found = self._model.rows(name, first, last)
-        if len(found) == stop - start:
-            return found
-        missing = np.zeros((stop - start - len(found), *found.shape[1:]), np.float32)
-        return np.concatenate([found, missing])
+def pieces(tensors: dict[str, Tensor], how: dict[str, Cut], rank: int, num_ranks: int) -> dict[str, Tensor]:
+    """What a rank has of each tensor."""
+    found = {}
+    for name, tensor in tensors.items():
+        own = how[name].part(rank, num_ranks)
+        found[name] = piece(tensor, own.axis, own.start, own.stop)
+    return found

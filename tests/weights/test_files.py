@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from llmbench.errors import InputError
 from llmbench.weights.files import Safetensors, open_folder
+from llmbench.weights.tensors import widen
 
 
 def write(path: Path, tensors: dict[str, tuple[str, npt.NDArray[Any]]]) -> Path:
@@ -25,7 +26,7 @@ def write(path: Path, tensors: dict[str, tuple[str, npt.NDArray[Any]]]) -> Path:
     return path
 
 
-def test_float32_and_float16_are_read_as_float32(tmp_path: Path) -> None:
+def test_float32_and_float16_are_read_as_they_are(tmp_path: Path) -> None:
     full = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     save_file({"a": full, "b": full.astype(np.float16)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     weights = open_folder(tmp_path)
@@ -33,7 +34,7 @@ def test_float32_and_float16_are_read_as_float32(tmp_path: Path) -> None:
     assert (weights.shape("a"), weights.dtype("a"), weights.dtype("b")) == ((5, 3), "float32", "float16")
     assert (weights.rows("a", 0, 5) == full).all()
     half = weights.rows("b", 0, 5)
-    assert half.dtype == np.float32
+    assert half.dtype == np.float16
     assert (half == full.astype(np.float16)).all()
 
 
@@ -41,7 +42,8 @@ def test_bfloat16_is_the_upper_half_of_float32(tmp_path: Path) -> None:
     bits = np.array([0x3F80, 0xC020, 0x0000, 0x7F80, 0x0001], np.uint16)
     weights = Safetensors([write(tmp_path / "x.safetensors", {"w": ("BF16", bits)})])
     assert weights.dtype("w") == "bfloat16"
-    assert weights.rows("w", 0, 5).tolist() == [1.0, -2.5, 0.0, np.inf, 2.0**-133]
+    assert weights.rows("w", 0, 5).tolist() == bits.tolist()
+    assert widen(weights.rows("w", 0, 5)).tolist() == [1.0, -2.5, 0.0, np.inf, 2.0**-133]
 
 
 def test_rows_are_those_of_the_tensor(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from llmbench.errors import ConfigError
 from llmbench.weights import shard
-from llmbench.weights.model import Model, ModelConfig, expected_shapes, open_model
+from llmbench.weights.config import ModelConfig, expected_shapes
+from llmbench.weights.model import Model, open_model
 
 TINY = open_model("random:tiny")  # 4 heads of 16, 2 kv heads, MLP of 160, 64 wide
 LAYER = "model.layers.1."

@@ -1,0 +1,307 @@
+"""Weights of any kind, opened: their shape, and their tensors under Hugging Face names, none of them read.
+
+What is read: `embedded`, `random:<preset>`, a Hugging Face folder, a folder or file for MindSpore (.ckpt or
+safetensors, in any layout of `names`), Meta's folder, and a folder of ranks with its strategy.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llmbench import config as settings
+from llmbench import tokenizer
+from llmbench.errors import ConfigError, InputError
+from llmbench.weights import _presets as presets
+from llmbench.weights import _random as random
+from llmbench.weights import config as shapes
+from llmbench.weights import files, meta, names, strategy
+from llmbench.weights.config import ModelConfig, check_shapes, expected_shapes
+from llmbench.weights.strategy import Strategy
+from llmbench.weights.tensors import STORED, Tensor, equal, of
+
+REPORT = "conversion.json"
+"""What a conversion leaves beside its weights; its `layout` is that of the folder."""
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights that are open and not read. `tensors` are exactly those of the architecture, under Hugging Face names.
+
+    `moved` are the names in the files of each, `dropped` what is there besides and why it is left out; `raw` is
+    config.json, `folder` where it lies, None for random weights.
+    """
+
+    name: str
+    folder: Path | None
+    raw: dict[str, Any]
+    config: ModelConfig
+    tokenizer_path: Path | None
+    container: str
+    layout: str
+    tensors: dict[str, Tensor]
+    moved: dict[str, names.Moved]
+    dropped: dict[str, str]
+    strategy: Strategy | None = None
+
+
+class How(msgspec.Struct, frozen=True, kw_only=True):
+    """What is not in the files: config.json elsewhere, their layout, their strategy, and names not to be missed.
+
+    `strict` refuses tensors that the architecture has not, and looks at dtypes; `verify` holds ranks against each
+    other, and their files against their hashes.
+    """
+
+    config: Path | None = None
+    layout: str | None = None
+    strategy: Path | None = None
+    drop: tuple[str, ...] = ()
+    strict: bool = True
+    verify: bool = False
+
+
+def open_weights(spec: str, how: How, seed: int = 0) -> Opened:
+    """Open what a user types; `seed` is for random weights without one.
+
+    Raises InputError or ConfigError that names the file, key or tensor.
+    """
+    if spec == "embedded":
+        return _open_folder(spec, tokenizer.embedded_path().parent, how)
+    kind, colon, rest = spec.partition(":")
+    if colon and kind == "random":
+        return _open_random(spec, rest, seed)
+    path = Path(spec)
+    if path.is_file() and path.suffix in (".ckpt", ".safetensors"):
+        return _named(spec, path.parent, files.open_file(path), how)
+    if not path.is_dir():
+        what = "not a folder but a file" if path.exists() else "no such folder"
+        raise InputError(
+            f"model {spec!r}: {what}; expected embedded, random:<{'|'.join(presets.names())}>,"
+            " or a folder with config.json and *.safetensors, or *.ckpt"
+        )
+    return _open_folder(spec, path, how)
+
+
+def _open_random(spec: str, preset: str, seed: int) -> Opened:
+    config, source = random.open_random(preset, seed)
+    tensors = of(source)
+    return Opened(
+        name=spec,
+        folder=None,
+        raw=shapes.to_hf(config),
+        config=config,
+        tokenizer_path=tokenizer.embedded_path() if preset.partition(",")[0] == "tiny" else None,
+        container="random",
+        layout="hf",
+        tensors=tensors,
+        moved={name: (name,) for name in tensors},
+        dropped={},
+    )
+
+
+def _open_folder(name: str, folder: Path, how: How) -> Opened:
+    given = how.strategy or folder / strategy.FILE
+    if given.exists():
+        return _open_ranks(name, folder, strategy.read(given), given, how)
+    if (folder / "rank_0").is_dir():
+        raise InputError(
+            f"{folder}: there is rank_0, but no {strategy.FILE} that says how the model lies on the ranks;"
+            " give one with --strategy FILE"
+        )
+    if how.strategy is not None:
+        raise ConfigError(f"--strategy {how.strategy}: no such file")
+    if meta.paths(folder):
+        return _open_meta(name, folder, how)
+    config = how.config if how.config is not None else folder / "config.json"
+    if not config.exists():  # before the weights, since every other message would be about a symptom
+        settings.read(config)
+    return _named(name, folder, files.open_folder(folder), how)
+
+
+def _named(name: str, folder: Path, weights: files.Weights, how: How) -> Opened:
+    """Weights in one set of files."""
+    raw, config, home = _config(folder, how)
+    layout = how.layout or _recorded(folder) or names.detect(weights.names(), weights.source)
+    found = names.from_layout(of(weights), layout, config)
+    dropped = found.dropped | _left_out(weights.source, found.left, layout, config, how)
+    return _checked(
+        Opened(
+            name=name,
+            folder=home,
+            raw=raw,
+            config=config,
+            tokenizer_path=_vocabulary(home),
+            container=weights.container,
+            layout=layout,
+            tensors=found.tensors,
+            moved=found.moved,
+            dropped=dropped,
+        ),
+        how.strict,
+    )
+
+
+def _open_meta(name: str, folder: Path, how: How) -> Opened:
+    raw, config, tensors = meta.read(folder)
+    home = folder
+    if how.config is not None or (folder / "config.json").exists():
+        raw, config, home = _config(folder, how)
+    found = names.from_layout(tensors, "meta", config)
+    return _checked(
+        Opened(
+            name=name,
+            folder=home,
+            raw=raw,
+            config=config,
+            tokenizer_path=_vocabulary(folder),
+            container="pth",
+            layout="meta",
+            tensors=found.tensors,
+            moved=found.moved,
+            dropped=found.dropped | _left_out(str(folder), found.left, "meta", config, how),
+        ),
+        how.strict,
+    )
+
+
+def _open_ranks(name: str, folder: Path, cut: Strategy, path: Path, how: How) -> Opened:
+    """The whole model out of folders rank_0, rank_1, …."""
+    raw, config, home = _config(folder, how)
+    strategy.check_model(path, cut, expected_shapes(config))
+    folders = rank_folders(folder, cut, path)
+    if how.verify:
+        strategy.check_files(folder, cut)
+    ranks, own = [], shapes.of_rank(config, cut.world_size)
+    moved: dict[str, names.Moved] = {}
+    dropped: dict[str, str] = {}
+    container = ""
+    for rank_folder in folders:
+        weights = files.open_folder(rank_folder)
+        container = weights.container
+        found = names.from_layout(of(weights), cut.layout, own)
+        left = found.left + [there for there in found.tensors if there not in cut.params]
+        dropped |= found.dropped | _left_out(weights.source, left, cut.layout, config, how)
+        moved |= found.moved
+        ranks.append(found.tensors)
+    return _checked(
+        Opened(
+            name=name,
+            folder=home,
+            raw=raw,
+            config=config,
+            tokenizer_path=_vocabulary(home),
+            container=container,
+            layout=cut.layout,
+            tensors=strategy.join(cut, ranks, [str(rank_folder) for rank_folder in folders], how.verify),
+            moved=moved,
+            dropped=dropped,
+            strategy=cut,
+        ),
+        how.strict,
+    )
+
+
+def rank_folders(folder: Path, cut: Strategy, path: Path) -> list[Path]:
+    """The folder of each rank. Raises InputError when one is missing, or when there are more than the strategy has."""
+    folders = [folder / f"rank_{rank}" for rank in range(cut.world_size)]
+    for rank_folder in folders:
+        if not rank_folder.is_dir():
+            raise InputError(f"{rank_folder}: no such folder, but {path} is of {cut.world_size} ranks")
+    more = sorted(set(folder.glob("rank_*")) - set(folders))
+    if more:
+        raise InputError(f"{more[0]}: {path} is of {cut.world_size} ranks; is it that of another cut?")
+    return folders
+
+
+def _config(folder: Path, how: How) -> tuple[dict[str, Any], ModelConfig, Path]:
+    """config.json, what it says, and the folder where it lies."""
+    path = folder / "config.json" if how.config is None else how.config
+    if path.is_dir():
+        path /= "config.json"
+    raw, config = shapes.from_file(path)
+    return raw, config, path.parent
+
+
+def _vocabulary(folder: Path) -> Path | None:
+    path = folder / "tokenizer.model"
+    return path if path.exists() else None
+
+
+def _recorded(folder: Path) -> str | None:
+    """The layout that a conversion left in the report beside its weights."""
+    path = folder / REPORT
+    if not path.exists():
+        return None
+    found = settings.read(path).get("layout")
+    if found not in names.LAYOUTS:
+        raise ConfigError(f"{path}: layout: {found!r} is none of {', '.join(names.LAYOUTS)}")
+    return str(found)
+
+
+def _left_out(source: str, left: Sequence[str], layout: str, config: ModelConfig, how: How) -> dict[str, str]:
+    """The names that a user wants to be left out, and by which pattern. If strict, raises InputError for the others.
+
+    Otherwise those are left out as well.
+    """
+    try:
+        patterns = {text: re.compile(text) for text in how.drop}
+    except re.error as error:
+        raise ConfigError(f"--drop {error.pattern!r}: not a regular expression ({error.msg})") from error
+    dropped = {}
+    for name in left:
+        by = next((text for text, one in patterns.items() if one.search(name)), None)
+        if by is not None:
+            dropped[name] = f"--drop {by}"
+        elif how.strict:
+            raise InputError(
+                f"{source}: tensor {name}: layout {layout} of a {config.architecture} model has no such name;"
+                " --from LAYOUT reads another layout, --drop REGEX leaves tensors out"
+            )
+        else:
+            dropped[name] = f"not in layout {layout}"
+    return dropped
+
+
+def _checked(opened: Opened, strict: bool) -> Opened:
+    """The same with the tensors that the architecture has, in its order, and the dtype of the embeddings.
+
+    Raises InputError for a missing one and one of another shape; if strict, also for one that is not of it.
+    """
+    config, expected = opened.config, expected_shapes(opened.config)
+    check_shapes(opened.name, expected, {name: tensor.shape for name, tensor in opened.tensors.items()})
+    found = {name: opened.tensors[name] for name in expected}
+    check_dtypes(f"model {opened.name}", found, opened.moved)
+    dropped = dict(opened.dropped)
+    for name, tensor in opened.tensors.items() if strict else ():
+        own = " ".join(opened.moved.get(name, (name,)))
+        if name == HEAD and config.tie_embeddings:
+            if not equal(tensor, found[EMBEDDING]):
+                raise InputError(
+                    f"model {opened.name}: tensor {own} is not the embeddings, but config.json has"
+                    " tie_word_embeddings: true; set it to false if the model has a head of its own"
+                )
+            dropped[own] = "the embeddings once more: tie_word_embeddings"
+        elif name not in expected:
+            raise InputError(f"model {opened.name}: tensor {own}: {_why_not(name, config)}")
+    config = msgspec.structs.replace(config, dtype=found[EMBEDDING].dtype)
+    return msgspec.structs.replace(opened, config=config, tensors=found, dropped=dropped)
+
+
+def check_dtypes(source: str, tensors: Mapping[str, Tensor], moved: Mapping[str, names.Moved]) -> None:
+    """Raise InputError for a tensor of a dtype that cannot be read."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in STORED:
+            own = " ".join(moved[name])
+            raise InputError(f"{source}: tensor {own}: stored as {tensor.dtype}; readable: {', '.join(STORED)}")
+
+
+def _why_not(name: str, config: ModelConfig) -> str:
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer and int(layer[1]) >= config.num_layers:
+        return f"config.json has num_hidden_layers: {config.num_layers}"
+    if name.endswith(".bias") and config.architecture == "llama":
+        return "a Llama has no biases; is it a Qwen2 (config.json: architectures)?"
+    return f"a {config.architecture} model has no such tensor"
