@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, data, doctor, layers, maxload, perf, plan, report, selftest, serve
+from llmbench.cli import acc, data, doctor, layers, maxload, perf, plan, report, selftest, serve, weights
 from llmbench.cli import eval as evaluate
 from llmbench.errors import LlmbenchError
 
@@ -31,6 +31,7 @@ app.add_typer(acc.app, name="acc")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 
 
 def _version(show: bool) -> None:

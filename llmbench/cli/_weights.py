@@ -1,0 +1,177 @@
+"""What `llmbench weights` does: open, write, say what came of it."""
+
+import re
+import sys
+from pathlib import Path
+
+import msgspec
+
+from llmbench import plugins
+from llmbench.errors import ConfigError, InputError
+from llmbench.report.files import as_json
+from llmbench.report.terminal import Terminal
+from llmbench.weights import convert as converting
+from llmbench.weights import inspection
+from llmbench.weights.convert import DTYPES, MAX_SHARD_BYTES, Report, Target
+from llmbench.weights.names import WRITABLE
+from llmbench.weights.sources import How, Opened, open_weights
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What is read, and what its files do not say."""
+
+    model: str
+    layout: str | None
+    config: Path | None
+    strategy: Path | None
+    drop: tuple[str, ...]
+    of_ranks: bool = False
+
+
+def target(layout: str, container: str, dtype: str | None, max_shard_size: str | None, allow_nonfinite: bool) -> Target:
+    """What is to be written. Raises ConfigError for a flag that is none of what can be."""
+    containers = ("safetensors", "ckpt")
+    for flag, kind, given, known in (
+        ("--to", "layout", layout, WRITABLE),
+        ("--format", "format", container, containers),
+        ("--dtype", "dtype", dtype, DTYPES),
+    ):
+        if given is not None and given not in known:
+            raise ConfigError(f"{flag}: {plugins.unknown(kind, given, list(known))}")
+    return Target(
+        layout=layout,
+        container="ckpt" if container == "ckpt" else "safetensors",
+        dtype=dtype,
+        max_shard_bytes=MAX_SHARD_BYTES if max_shard_size is None else num_bytes(max_shard_size),
+        allow_nonfinite=allow_nonfinite,
+    )
+
+
+def num_bytes(text: str) -> int:
+    """`5GB`, `512MiB` or a plain number as bytes. Raises ConfigError."""
+    found = re.fullmatch(r"([0-9]+)\s*([A-Za-z]*)", text.strip())
+    if found is None or found[2].upper() not in _UNITS or int(found[1]) < 1:
+        raise ConfigError(f"--max-shard-size: expected a size such as 5GB or 512MiB, got {text!r}")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def inspect(model: str, how: How, quick: bool, json: bool) -> None:
+    """Look at weights and print what they are."""
+    found = inspection.inspect(model, how, with_fingerprint=not quick)
+    if json:
+        _print(as_json(found).decode())
+    else:
+        _show(Terminal(highlight=False, soft_wrap=True), found)
+
+
+def convert(source: Source, out: Path, wanted: Target, json: bool) -> None:
+    """Write a whole model."""
+    opened = _open(source)
+    with _Line() as line:
+        report = converting.convert(opened, out, wanted, line)
+    _tell(report, out, json)
+
+
+def shard(source: Source, out: Path, num_ranks: int, wanted: Target, vocabulary: str, json: bool) -> None:
+    """Write a model cut into ranks. Raises ConfigError for another --vocabulary than cut or whole."""
+    if vocabulary not in ("cut", "whole"):
+        raise ConfigError(f"--vocabulary: {plugins.unknown('way', vocabulary, ['cut', 'whole'])}")
+    opened = _open(source)
+    with _Line() as line:
+        report = converting.cut(opened, out, num_ranks, wanted, line, vocabulary == "cut")
+    _tell(report, out, json)
+
+
+def _open(source: Source) -> Opened:
+    how = How(
+        config=source.config, layout=source.layout, strategy=source.strategy, drop=source.drop, strict=True, verify=True
+    )
+    opened = open_weights(source.model, how)
+    if source.of_ranks and opened.strategy is None:
+        raise InputError(
+            f"{source.model}: a whole model, not the folders rank_0, rank_1, … of one with their strategy.json;"
+            " `llmbench weights shard` cuts it, `convert` writes it anew"
+        )
+    return opened
+
+
+class _Line:
+    """Progress as one line that overwrites itself, where somebody looks on."""
+
+    def __init__(self) -> None:
+        self._to_terminal = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        if self._to_terminal:
+            share = 100 * done // max(total, 1)
+            print(f"\r\x1b[K{share:3d} %  {_size(done)} of {_size(total)}  {name}", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "_Line":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._to_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _tell(report: Report, out: Path, json: bool) -> None:
+    if json:
+        _print(as_json(report).decode())
+        return
+    ranks = "" if report.num_ranks is None else f" on {report.num_ranks} ranks"
+    _print(
+        f"{out}: {report.num_tensors} tensors{ranks}, {_size(report.num_bytes)} of {', '.join(report.dtypes)},"
+        f" {report.source_layout} ({report.source_container}) to {report.layout} ({report.container})\n"
+    )
+    for name, why in report.dropped.items():
+        _print(f"left out: {name} ({why})\n")
+
+
+def _show(terminal: Terminal, found: inspection.Inspection) -> None:
+    from rich.table import Table
+
+    rank = found.ranks
+    facts = {
+        "weights": f"{found.container}, layout {found.layout}",
+        "family": found.architecture,
+        "parameters": f"{found.num_parameters:,}",
+        "dtypes": ", ".join(f"{dtype} ({_size(size)})" for dtype, size in found.dtypes.items()),
+        "layers": str(found.num_layers),
+        "heads": f"{found.num_heads} of {found.head_dim}, {found.num_kv_heads} for keys and values",
+        "width": f"{found.hidden_size}, MLP {found.intermediate_size}, vocabulary {found.vocab_size}",
+        "embeddings": "tied: they are the head, too" if found.tied else "apart from the head",
+    }
+    if rank is not None:
+        which = "all" if rank.rank is None else f"rank {rank.rank}"
+        modes = ", ".join(f"{number} {mode}" for mode, number in rank.modes.items())
+        facts["ranks"] = f"{which} of {rank.world_size}: {modes}"
+    facts |= {f"besides: {name}": why for name, why in found.dropped.items()}
+    if found.fingerprint is not None:
+        facts["fingerprint"] = found.fingerprint
+    terminal.print(found.path)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, fact in facts.items():
+        table.add_row(name, fact)
+    terminal.print(table)
+    sizes = Table("part", "tensors", "parameters", "bytes", box=None, pad_edge=False)
+    for column in sizes.columns[1:]:
+        column.justify = "right"
+    for group in found.groups:
+        sizes.add_row(group.name, str(group.num_tensors), f"{group.num_parameters:,}", _size(group.num_bytes))
+    terminal.print()
+    terminal.print(sizes)
+
+
+def _size(size: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.4g} GB"
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)

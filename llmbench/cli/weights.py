@@ -1,0 +1,148 @@
+"""`llmbench weights`: look at weights, and write them anew for another stack or for several ranks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Weights: inspect them, convert them between Hugging Face and MindSpore, cut them into ranks and merge those. "
+    "Nothing is unpickled; a model larger than the memory is written block by block.",
+)
+
+_LAYOUTS = "hf, legacy, qkv-concat, qkv-concat-mg, mcore, mcore-1.6"
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A Hugging Face folder, a .ckpt or .safetensors file or folder for MindSpore, a folder with Meta's "
+        "consolidated.*.pth, a folder of ranks; embedded, random:PRESET."
+    ),
+]
+RankFolder = Annotated[str, typer.Argument(metavar="RANKS", help="A folder with rank_0, rank_1, … and strategy.json.")]
+Out = Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")]
+NumRanks = Annotated[int, typer.Option("--ranks", min=1, help="How many ranks to cut into.")]
+To = Annotated[str, typer.Option(help=f"Names and order of rows to write: {_LAYOUTS}.")]
+Format = Annotated[str, typer.Option(help="safetensors, or MindSpore's ckpt.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, float16, bfloat16.  [default: as it is, to the bit]", show_default=False)
+]
+Vocabulary = Annotated[
+    str, typer.Option(help="Embeddings and head: cut (as `serve --ranks` does), or whole on each rank.")
+]
+From = Annotated[
+    str | None, typer.Option("--from", help="Layout to read, where the names leave it open: qkv-concat-mg, …")
+]
+Config = Annotated[Path | None, typer.Option(help="config.json of the model, where it lies elsewhere.")]
+StrategyFile = Annotated[Path | None, typer.Option(help="strategy.json, where it lies elsewhere.")]
+Drop = Annotated[list[str], typer.Option(help="Leave out tensors whose names match this regular expression.")]
+MaxShard = Annotated[str, typer.Option("--max-shard-size", help="Largest safetensors file of a whole model.")]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Take over NaN and infinity.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON: what became of each tensor.")]
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="As of `convert`, or a single rank's folder.")],
+    layout: From = None,
+    config: Config = None,
+    strategy: StrategyFile = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Without the fingerprint, which reads all values.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show format, family, dtypes, sizes, ranks, and a fingerprint that is the same in every layout."""
+    from llmbench.cli import _weights
+    from llmbench.weights.sources import How
+
+    _weights.inspect(model, How(config=config, layout=layout, strategy=strategy, strict=False), quick, json)
+
+
+@app.command()
+def convert(
+    model: Model,
+    out: Out,
+    to: To,
+    format: Format = "safetensors",  # noqa: A002 - the name of the flag
+    dtype: Dtype = None,
+    layout: From = None,
+    config: Config = None,
+    strategy: StrategyFile = None,
+    drop: Drop = [],  # noqa: B006 - typer copies it
+    max_shard_size: MaxShard = "5GB",
+    allow_nonfinite: AllowNonfinite = False,
+    json: Json = False,
+) -> None:
+    """Write a whole model under other names, in another format or dtype."""
+    from llmbench.cli import _weights
+
+    source = _weights.Source(model, layout, config, strategy, tuple(drop))
+    target = _weights.target(to, format, dtype, max_shard_size, allow_nonfinite)
+    _weights.convert(source, out, target, json)
+
+
+@app.command()
+def shard(
+    model: Model,
+    out: Out,
+    ranks: NumRanks,
+    to: To = "hf",
+    format: Format = "safetensors",  # noqa: A002
+    dtype: Dtype = None,
+    vocabulary: Vocabulary = "cut",
+    layout: From = None,
+    config: Config = None,
+    drop: Drop = [],  # noqa: B006
+    allow_nonfinite: AllowNonfinite = False,
+    json: Json = False,
+) -> None:
+    """Cut a model into folders rank_0, rank_1, … with a strategy.json that says how."""
+    from llmbench.cli import _weights
+
+    source = _weights.Source(model, layout, config, None, tuple(drop))
+    target = _weights.target(to, format, dtype, None, allow_nonfinite)
+    _weights.shard(source, out, ranks, target, vocabulary, json)
+
+
+@app.command()
+def merge(
+    ranks: RankFolder,
+    out: Out,
+    to: To = "hf",
+    format: Format = "safetensors",  # noqa: A002
+    dtype: Dtype = None,
+    config: Config = None,
+    strategy: StrategyFile = None,
+    drop: Drop = [],  # noqa: B006
+    max_shard_size: MaxShard = "5GB",
+    allow_nonfinite: AllowNonfinite = False,
+    json: Json = False,
+) -> None:
+    """Put the ranks of a model together; copies must agree, and files be those that were written."""
+    from llmbench.cli import _weights
+
+    source = _weights.Source(ranks, None, config, strategy, tuple(drop), of_ranks=True)
+    target = _weights.target(to, format, dtype, max_shard_size, allow_nonfinite)
+    _weights.convert(source, out, target, json)
+
+
+@app.command()
+def reshard(
+    source: Annotated[str, typer.Argument(metavar="RANKS", help="A folder with rank_0, rank_1, … and strategy.json.")],
+    out: Out,
+    ranks: NumRanks,
+    to: To = "hf",
+    format: Format = "safetensors",  # noqa: A002
+    dtype: Dtype = None,
+    vocabulary: Vocabulary = "cut",
+    config: Config = None,
+    strategy: StrategyFile = None,
+    drop: Drop = [],  # noqa: B006
+    allow_nonfinite: AllowNonfinite = False,
+    json: Json = False,
+) -> None:
+    """Cut a model that lies on ranks into another number of them, without writing it whole."""
+    from llmbench.cli import _weights
+
+    read = _weights.Source(source, None, config, strategy, tuple(drop), of_ranks=True)
+    target = _weights.target(to, format, dtype, None, allow_nonfinite)
+    _weights.shard(read, out, ranks, target, vocabulary, json)
