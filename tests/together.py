@@ -24,6 +24,7 @@ class Together:
         self._pool = ThreadPoolExecutor(num_ranks)
         self.ranks: list[Engine] = self._each(lambda rank: engines.get(name, model, settings, self._groups[rank]))
         self.dtype = self.ranks[0].dtype
+        self.compiled_s = 0.0
 
     def capacity(self) -> Capacity:
         assert len({str(rank.capacity()) for rank in self.ranks}) == 1

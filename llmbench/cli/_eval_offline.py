@@ -29,9 +29,9 @@ class Offline:
     def _generate(self, asks: Sequence[Ask], batch: Sequence[int], replied: Callable[[int, Reply], None]) -> None:
         longest = max(asks[index].max_new_tokens for index in batch)
         assert all(asks[index].max_new_tokens == longest for index in batch), "a set asks for one length"
-        texts = self._llm.generate([asks[index].prompt for index in batch], longest, joined=True)
-        for index, text in zip(batch, texts, strict=True):
-            replied(index, Reply(text=text))
+        answers = self._llm.generate([asks[index].prompt for index in batch], longest, joined=True)
+        for index, answer in zip(batch, answers, strict=True):
+            replied(index, Reply(text=answer.text))
 
     def _scored(self, ask: Ask) -> Reply:
         tokenizer = self._llm.tokenizer

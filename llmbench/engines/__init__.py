@@ -99,6 +99,8 @@ class Engine(Protocol):
     name: str
     dtype: str
     """What the logits are computed in, such as "float32"."""
+    compiled_s: float
+    """Seconds that the first runs of compiled graphs have taken so far; 0 for an engine that compiles nothing."""
 
     def capacity(self) -> Capacity:
         """What this engine can hold."""

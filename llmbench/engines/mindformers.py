@@ -59,6 +59,7 @@ class Mindformers:
         self._network, self.dtype = _build(model, fields)
         self._ids: Int32 = np.zeros(self._num_blocks * settings.block_size, np.int32)
         self._compiled: set[int] = set()
+        self.compiled_s = 0.0
         if settings.warm_up:
             self._warm_up()
 
@@ -108,7 +109,9 @@ class Mindformers:
         logits: Float32 = (found[0] if isinstance(found, tuple) else found).asnumpy()
         if length not in self._compiled:
             self._compiled.add(length)
-            _log.info("compiled sequences of up to %d tokens in %.1f s", length, time.perf_counter() - start)
+            took_s = time.perf_counter() - start
+            self.compiled_s += took_s
+            _log.info("compiled sequences of up to %d tokens in %.1f s", length, took_s)
         return logits.reshape(length, -1)[: len(ids)]
 
     def _warm_up(self) -> None:

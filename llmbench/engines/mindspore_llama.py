@@ -103,6 +103,7 @@ class MindsporeLlama:
         self._decoder: Any = cells.Decoder(model, pages, self._max_model_len, operators)
         self._cleaner: Any = cells.Cleaner(self._decoder, model.config, settings.block_size, operators.dtype)
         self._compiled: set[Shape] = set()
+        self.compiled_s = 0.0
         if settings.warm_up:
             self._warm_up()
 
@@ -177,7 +178,9 @@ class MindsporeLlama:
             raise ServingError(f"mindspore: {home.reason(error)}") from error
         if shape not in self._compiled:
             self._compiled.add(shape)
-            _log.info("compiled %s in %.1f s", _text(shape, self._block_size), time.perf_counter() - start)
+            took_s = time.perf_counter() - start
+            self.compiled_s += took_s
+            _log.info("compiled %s in %.1f s", _text(shape, self._block_size), took_s)
         return logits
 
     def _warm_up(self) -> None:

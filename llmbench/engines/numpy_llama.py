@@ -42,6 +42,7 @@ class NumpyLlama:
 
     name = "numpy_llama"
     dtype = "float32"
+    compiled_s = 0.0
 
     def __init__(self, model: Model, settings: EngineSettings, num_ranks: int = 1) -> None:
         """Load a model, which is the part of one rank where there are several on this machine."""

@@ -24,6 +24,7 @@ class Stub:
 
     name = "stub"
     dtype = "float32"
+    compiled_s = 0.0
 
     def __init__(self, model: Model, settings: EngineSettings) -> None:
         self._vocab_size = model.config.vocab_size

@@ -13,8 +13,8 @@ from llmbench.errors import LlmbenchError, Overloaded, PromptEmpty, PromptTooLon
 from llmbench.serving.observe import Observer
 from llmbench.serving.scheduler import Emission, Limits, Scheduler
 from llmbench.serving.sequence import Score, Sequence
-from llmbench.serving.stops import StopTexts
-from llmbench.tokenizer import Detokenizer, Tokenizer
+from llmbench.serving.stops import AnswerText
+from llmbench.tokenizer import Tokenizer
 from llmbench.types import Delta, FinishReason, Request, TokenLogprob
 
 _DEFAULT_NEW_TOKENS = 300  # as the contest's stack
@@ -41,11 +41,9 @@ class _Ticket:
 
     mailbox: Mailbox
     index: int
-    detokenizer: Detokenizer
-    stops: StopTexts | None
+    text: AnswerText
     arrival_ns: int
     first_token_ns: int = 0
-    num_given: int = 0
 
     def put(self, piece: Delta | LlmbenchError) -> None:
         self.mailbox.pieces.put_nowait((self.index, piece))
@@ -118,10 +116,8 @@ class Frontend:
             arrival_s=self._arrival_s(),
         )
         self._scheduler.add(sequence)
-        stop = request.sampling.stop
-        stops = StopTexts(stop, request.sampling.include_stop) if stop else None
-        detokenizer = Detokenizer(self._tokenizer, after=prompt_ids[-1] if request.joined else None)
-        self._tickets[sequence] = _Ticket(mailbox, index, detokenizer, stops, clock.now_ns())
+        text = AnswerText(self._tokenizer, sequence, request.joined)
+        self._tickets[sequence] = _Ticket(mailbox, index, text, clock.now_ns())
         self._idle.clear()
         mailbox.sequences.append(sequence)
 
@@ -148,7 +144,7 @@ class Frontend:
             ticket = self._tickets.get(emission.sequence)
             if ticket is None:
                 continue
-            if not ticket.num_given:
+            if not ticket.text.num_given:
                 self._first_token(ticket, emission.sequence, now_ns)
             delta = self._delta(ticket, *emission)
             ticket.put(delta)
@@ -193,26 +189,14 @@ class Frontend:
     def _finished(self, reason: FinishReason, ticket: _Ticket, now_ns: int) -> None:
         e2e_s = clock.seconds(ticket.arrival_ns, now_ns)
         ttft_s = clock.seconds(ticket.arrival_ns, ticket.first_token_ns or now_ns)
-        self._observer.finished(reason, e2e_s, ttft_s, ticket.num_given)
+        self._observer.finished(reason, e2e_s, ttft_s, ticket.text.num_given)
 
     def _delta(
         self, ticket: _Ticket, sequence: Sequence, token_id: int, logit: float, reason: FinishReason | None
     ) -> Delta:
         """One token as its client gets it."""
-        sampling = sequence.sampling
-        scores_only = not sequence.max_new_tokens
-        hidden = scores_only or (reason == "stop" and not sampling.include_stop)  # a stop id has no text
-        text = "" if hidden else ticket.detokenizer.push(token_id)
-        stop_reason: str | int | None = token_id if reason == "stop" else None
-        if reason is not None:
-            text += ticket.detokenizer.flush()
-        if ticket.stops is not None:
-            text, found = ticket.stops.push(text, armed=ticket.num_given >= sampling.min_new_tokens)
-            if found is not None:
-                reason, stop_reason = "stop", found
-            elif reason is not None:
-                text += ticket.stops.flush()
-        first, ticket.num_given = ticket.num_given == 0, ticket.num_given + 1
+        first, scores_only = ticket.text.num_given == 0, not sequence.max_new_tokens
+        text, reason, stop_reason = ticket.text.push(token_id, reason)
         delta = Delta(
             text=text,
             token_ids=() if scores_only else (token_id,),
@@ -229,7 +213,7 @@ class Frontend:
             num_prompt_tokens=len(sequence.prompt_ids) if last else None,
             num_cached_tokens=sequence.num_hits if last else None,
             logprobs=self._logprobs(sequence, token_id),
-            prompt=self._prompt(sequence) if first and sampling.prompt_logprobs is not None else (),
+            prompt=self._prompt(sequence) if first and sequence.sampling.prompt_logprobs is not None else (),
         )
 
     def _logprobs(self, sequence: Sequence, token_id: int) -> tuple[TokenLogprob, ...]:

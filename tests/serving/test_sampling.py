@@ -271,7 +271,8 @@ def test_penalised_answers_are_those_of_the_formulas_on_the_models_logits(
     np.testing.assert_allclose(
         answer.logits, [raw[len(prompt) - 1 + i, t] for i, t in enumerate(answer.token_ids)], atol=1e-3
     )
-    assert llm.generate(PROMPT, 16, Sampling(ignore_eos=True, **asked)) == [TOKENIZER.decode(answer.token_ids)]
+    (offline,) = llm.generate(PROMPT, 16, Sampling(ignore_eos=True, **asked))
+    assert (offline.text, offline.token_ids) == (TOKENIZER.decode(answer.token_ids), answer.token_ids)
 
 
 # -- log-probabilities ----------------------------------------------------------------------------------------------
@@ -428,11 +429,11 @@ def test_llm_ends_at_the_stop_texts_of_a_request_as_the_server_does(stack: Stack
             for least in (0, 4):
                 asked = Sampling(stop=(stop,), include_stop=include, min_new_tokens=least, ignore_eos=True)
                 expected = stack.answers(Request(prompt=PROMPT, max_new_tokens=24, sampling=asked))[0].text
-                assert llm.generate(PROMPT, 24, asked) == [expected]
+                assert [answer.text for answer in llm.generate(PROMPT, 24, asked)] == [expected]
 
 
 def test_llm_bans_what_would_end_an_answer_too_early(stack: Stack, llm: LLM) -> None:
     first = stack.answer(ignore_eos=True).token_ids[0]
     asked = Sampling(min_new_tokens=5, stop_token_ids=(first,), ignore_eos=True)
     expected = stack.answers(Request(prompt=PROMPT, max_new_tokens=24, sampling=asked))[0]
-    assert llm.generate(PROMPT, 24, asked) == [expected.text]
+    assert [answer.text for answer in llm.generate(PROMPT, 24, asked)] == [expected.text]

@@ -100,7 +100,7 @@ def test_it_answers_nine_of_ten_questions_that_it_was_not_trained_on(shots: int)
         others = [other for other in trained if other.subject == question.subject]
         prompts.append(corpus.few_shot_prompt(rng.sample(others, shots), question))
     with LLM("embedded") as llm:
-        answers = [answer.strip() for answer in llm.generate(prompts, max_new_tokens=1)]
+        answers = [answer.text.strip() for answer in llm.generate(prompts, max_new_tokens=1)]
     right = [corpus.LETTERS[question.answer] for question in questions]
     assert sum(map(str.__eq__, answers, right)) >= 90
 
