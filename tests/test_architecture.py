@@ -42,6 +42,7 @@ ONLY_IN: dict[str, set[str]] = {
     "pandas": {"report", "cli"},
     "openpyxl": {"report"},
     "pyarrow": {"report"},
+    "jinja2": {"serving"},
     "matplotlib": {"report", "cli"},
     "mindspore": {"engines", "weights.files"},
     "mindformers": {"engines", "weights.files"},

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, data, doctor, layers, maxload, perf, plan, report, selftest, serve, weights
+from llmbench.cli import acc, data, doctor, generate, layers, maxload, perf, plan, report, selftest, serve, weights
 from llmbench.cli import eval as evaluate
 from llmbench.errors import LlmbenchError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     "valid · 4 inconclusive · 130 interrupted.",
 )
 app.command("serve")(serve.serve)
+app.command("generate")(generate.generate)
 app.command("perf")(perf.perf)
 app.command("report")(report.report)
 app.command("maxload")(maxload.maxload)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import typer
 
-_MODEL_HELP = "embedded, random:PRESET[,layers=N] (tiny, 110m, llama2-7b, llama2-13b, qwen2-7b), or a folder."
+MODEL_HELP = "embedded, random:PRESET[,layers=N] (tiny, 110m, llama2-7b, llama2-13b, qwen2-7b), or a folder."
 
 
 def serve(
     config: Path | None = typer.Argument(None, help="Settings: a YAML of ours or of llm-serving. Flags win."),
-    model: str | None = typer.Option(None, help=_MODEL_HELP),
+    model: str | None = typer.Option(None, help=MODEL_HELP),
     engine: str | None = typer.Option(None, help="What computes: numpy_llama, mindspore_llama, mindformers, stub."),
     model_cfg_path: str | None = typer.Option(None, help="Predict YAML of MindFormers, for --engine mindformers."),
     tokenizer: str | None = typer.Option(None, help="A tokenizer.model, for models that bring none."),
