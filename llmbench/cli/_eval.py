@@ -105,7 +105,7 @@ def _respondent(settings: Settings, opened: Model | None) -> Iterator[Respondent
         with LLM(_model(settings), settings.engine, tokenizer=_path(settings.tokenizer)) as llm:
             answerer = Offline(llm)
             via = f"in process{_choices(settings)}"
-            yield Respondent(model=opened.name, fingerprint=_fingerprint(opened), via=via, answerer=answerer)
+            yield Respondent(model=opened.name, fingerprint=opened.identity(), via=via, answerer=answerer)
         return
     if settings.url is not None:
         target = locate(settings.url)
@@ -117,7 +117,7 @@ def _respondent(settings: Settings, opened: Model | None) -> Iterator[Respondent
     assert opened is not None
     _say("launching the bundled stack for this run")
     with launched(_serve_arguments(settings)) as server:
-        yield _over_http(settings, locate(server.url), opened.name, _fingerprint(opened))
+        yield _over_http(settings, locate(server.url), opened.name, opened.identity())
 
 
 def _over_http(settings: Settings, target: Target, model: str, fingerprint: str) -> Respondent:
@@ -127,13 +127,6 @@ def _over_http(settings: Settings, target: Target, model: str, fingerprint: str)
     return Respondent(
         model=model, fingerprint=fingerprint, via=f"http {dialect.name}{_choices(settings)}", answerer=answerer
     )
-
-
-def _fingerprint(opened: Model) -> str:
-    """sha256 of the weights; of the name for random ones, which it tells wholly and which take long to make."""
-    if opened.name.startswith("random:"):
-        return hashlib.sha256(opened.name.encode()).hexdigest()
-    return opened.fingerprint()
 
 
 def _choices(settings: Settings) -> str:

@@ -117,10 +117,11 @@ class LLM:
         self.tokenizer = open_tokenizer(opened, tokenizer)
         self.speed = Speed()
         self._model = opened
-        self._eos_ids = frozenset(opened.config.eos_ids)
+        self.eos_ids = frozenset(opened.config.eos_ids)
         self._limits = Limits(max_batch=batch_size, max_tokens_per_step=max(512, batch_size))
         settings = EngineSettings(max_batch=batch_size, threads=threads, model_cfg_path=model_cfg_path)
         self._engine = engines.get(engine or "numpy_llama", opened, settings)
+        self.dtype = self._engine.dtype
         capacity = self._engine.capacity()
         self._scheduler = Scheduler(
             self._limits, BlockPool(capacity.num_blocks, capacity.block_size), capacity.max_model_len
@@ -233,7 +234,7 @@ class LLM:
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
-            eos_ids=self._eos_ids,
+            eos_ids=self.eos_ids,
         )
 
     def _steps(self, sequences: list[Sequence], pieces: list[Float32] | None = None) -> "Iterator[_Step]":

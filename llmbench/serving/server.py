@@ -1,4 +1,4 @@
-"""HTTP: every dialect's routes over one frontend, `/health` and the metrics."""
+"""HTTP: every dialect's routes over one frontend, `/health`, the metrics, and what the server is."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from llmbench import clock
@@ -17,6 +18,7 @@ from llmbench.protocols import Dialect, Host, HttpResponse, Reply
 from llmbench.serving import observe
 from llmbench.serving.config import Http
 from llmbench.serving.frontend import Frontend, Mailbox
+from llmbench.serving.identity import Identity
 from llmbench.serving.observe import Observer
 from llmbench.serving.stubs import FrontendStub
 
@@ -34,12 +36,19 @@ class Server:
     """The routes of all dialects over one frontend, and who is being answered."""
 
     def __init__(
-        self, dialects: list[Dialect], frontend: Frontend | FrontendStub, host: Host, observer: Observer, settings: Http
+        self,
+        dialects: list[Dialect],
+        frontend: Frontend | FrontendStub,
+        host: Host,
+        observer: Observer,
+        settings: Http,
+        identity: Callable[[], Awaitable[Identity]],
     ) -> None:
         self._frontend = frontend
         self._host = host
         self._observer = observer
         self._settings = settings
+        self._identity = identity
         self._writing: dict[asyncio.Transport, int] = {}  # who is being written to, since when
         app = web.Application(client_max_size=settings.max_body_bytes)
         self._add_routes(app.router, dialects)
@@ -58,6 +67,7 @@ class Server:
         router.add_get("/health", self._health)
         router.add_get("/metrics", self._metrics)
         router.add_get("/metrics-json", self._metrics_json)
+        router.add_get("/identity", self._identify)
 
     def _post_handler(self, speakers: list[Dialect]) -> _Handler:
         async def handle(http: web.Request) -> web.StreamResponse:
@@ -213,6 +223,12 @@ class Server:
         if (refused := self._refused(http)) is not None:
             return refused
         return web.json_response(observe.averages(self._observer, self._host.status(), http.host))
+
+    async def _identify(self, http: web.Request) -> web.Response:
+        if (refused := self._refused(http)) is not None:
+            return refused
+        body = msgspec.json.encode(await self._identity())
+        return web.Response(body=body, content_type="application/json")
 
     def _refused(self, http: web.Request) -> web.Response | None:
         try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import signal
 import socket
@@ -25,6 +24,7 @@ from llmbench.serving import server
 from llmbench.serving.blocks import BlockPool
 from llmbench.serving.config import ServeConfig
 from llmbench.serving.frontend import Frontend
+from llmbench.serving.identity import Teller, config_hash, file_hash
 from llmbench.serving.loop import AnyAgent, StepLoop, cancelled
 from llmbench.serving.observe import Observer
 from llmbench.serving.scheduler import Scheduler
@@ -116,7 +116,8 @@ async def started(config: ServeConfig) -> AsyncIterator[Running]:
         loop = StepLoop(scheduler, frontend, agent, starter.start, wake, observer)
         stack.push_async_callback(loop.close)
         host = _Host(config, model, tokenizer, scheduler, loop)
-        http = server.Server(dialects, answering, host, observer, config.http)
+        teller = Teller(config, model, tokenizer.source, loop)
+        http = server.Server(dialects, answering, host, observer, config.http, teller.identity)
         stack.push_async_callback(http.close)
         for work in (loop.run(), http.sweep()):
             task = asyncio.create_task(work)
@@ -285,7 +286,6 @@ def _capture(config: ServeConfig) -> frames.Capture | None:
     wanted = config.capture
     if wanted is None:
         return None
-    settings = msgspec.structs.replace(config, capture=None, host="", port=0, agent_ports=())
     tokenizer = open_model(config.model).tokenizer_path or config.tokenizer or embedded_path()
     return frames.Capture(
         folder=wanted.folder,
@@ -293,14 +293,10 @@ def _capture(config: ServeConfig) -> frames.Capture | None:
         tier=wanted.tier,
         rate=wanted.rate,
         seed=wanted.seed,
-        tokenizer=_hash(Path(tokenizer).read_bytes()),
-        config=_hash(msgspec.json.encode(settings)),
+        tokenizer=file_hash(str(tokenizer)),
+        config=config_hash(config),
         version=__version__,
     )
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _max_model_len(config: ServeConfig, loaded: frames.Loaded) -> int:
