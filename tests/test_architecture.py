@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "llmbench"
 
-GROUND = {"errors", "types", "clock", "plugins", "config", "tokenizer", "processes"}
+GROUND = {"errors", "types", "clock", "plugins", "config", "tokenizer", "processes", "chain"}
 
 # What each room may import besides itself and the ground. `cli` may import everything and nobody imports it; the
 # package itself (`llmbench`) is the doorway for `LLM` and `__version__`.
@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loadgen": {"protocols", "workload", "metrics"},  # metrics: calibration computes the instrument's own error
     "link": {"engines", "logits", "weights"},  # weights: the agent opens the model
     "serving": {"link", "protocols", "weights", "engines"},  # engines: offline runs one in its own process
-    "accuracy": {"loadgen", "logits", "engines", "workload", "protocols"},
+    "accuracy": {"loadgen", "logits", "engines", "workload", "protocols", "exam"},  # exam: how questions are compared
     "evals": set(),
     "exam": {"evals", "loadgen", "protocols", "workload"},
     "report": {"metrics"},

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, data, doctor, generate, layers, maxload, perf, plan, report, selftest, serve, weights
+from llmbench.cli import acc, audit, data, doctor, generate, layers, maxload, perf, plan, report, selftest, serve, weights
 from llmbench.cli import eval as evaluate
 from llmbench.errors import LlmbenchError
 
@@ -29,6 +29,7 @@ app.command("layers")(layers.layers)
 app.command("doctor")(doctor.doctor)
 app.command("selftest")(selftest.selftest)
 app.add_typer(acc.app, name="acc")
+app.add_typer(audit.app, name="audit")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")

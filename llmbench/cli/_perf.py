@@ -3,9 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -27,6 +27,9 @@ from llmbench.metrics import checks, slo
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
 from llmbench.workload import plan as plans
+
+if TYPE_CHECKING:
+    from llmbench.cli._vow import Vow
 
 _INTERRUPTED = 130
 _WORTH_CALIBRATING_S = 30.0
@@ -65,6 +68,9 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     slo: str | None
     calibrate: bool | None
     allow: list[str]
+    audit: bool = False
+    canaries: Annotated[float, msgspec.Meta(ge=0, le=0.5)] | None = None
+    canary_file: Path | None = None
     plan: Path | None
     model: str | None
     engine: str | None
@@ -113,11 +119,14 @@ def begin(settings: Settings, how: How) -> int:
     """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
     say = sayer(how.quiet)
     _refuse_wrong(settings)
-    plan = _sealed(settings, say)
+    vow = _vow(settings)
+    plan = _sealed(settings, say, vow)
     speech = speech_of(settings, plan)
     speech.dialect()  # a wrong name is wrong now
     if settings.out_dir is not None:
         files.make_folder(settings.out_dir, "--out-dir")
+    if vow is not None:
+        vow.commit(plan, say)  # before a server is launched
     with target_of(settings, how, say) as target:
         speech = ready(settings, target, speech, say)
         folder = files.new_folder(settings.results, settings.name)
@@ -129,8 +138,22 @@ def begin(settings: Settings, how: How) -> int:
             found = calibrate.preflight(plan, speech.name, concurrency=settings.concurrency)
             calibrate.save(found, folder / CALIBRATION)
         rest = Rest(plan=plan, attempt=1, from_s=0.0, url="")
-        interrupted = send(settings, rest, target, speech, folder, how)
+        with nullcontext() if vow is None else vow.kept(folder, target):
+            interrupted = send(settings, rest, target, speech, folder, how)
     return _finish(folder, settings, how, interrupted)
+
+
+def _vow(settings: Settings, attempt: int = 1) -> "Vow | None":
+    """The secret of an audited run; None for others, which need not load what it takes. Raises InputError."""
+    if not settings.audit:
+        if settings.canaries is not None or settings.canary_file is not None:
+            raise InputError("--canaries and --canary-file are part of an audited run: add --audit")
+        return None
+    if settings.plan is not None and (settings.canaries or settings.canary_file is not None):
+        raise InputError("--canaries: the plan of --plan is sent as it is; leave one of them out")
+    from llmbench.cli._vow import Vow
+
+    return Vow(attempt)
 
 
 def _refuse_wrong(settings: Settings) -> None:
@@ -158,16 +181,28 @@ def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> i
     changed = {name: values[name] for name in given & _CHANGEABLE}
     settings = config.build(config.read(folder / _CONFIG) | changed, Settings, str(folder / _CONFIG))
     _refuse_wrong(settings)
+    if settings.audit:
+        from llmbench.cli import _vow as vows
+
+        vows.refuse_changed(folder)
     rest = resuming.rest(folder, plan)
     say(f"resumes {folder}: {len(rest.plan.requests)} of {len(plan.requests)} requests are left")
-    with _same_target(settings, rest.url, how, say) as target:
+    vow = _vow(settings, rest.attempt)
+    if vow is not None:
+        vow.commit(plan, say)
+    with same_target(settings, rest.url, how, say) as target:
         speech = ready(settings, target, speech_of(settings, plan), say)
-        interrupted = send(settings, rest, target, speech, folder, how)
+        with nullcontext() if vow is None else vow.kept(folder, target):
+            interrupted = send(settings, rest, target, speech, folder, how)
     return _finish(folder, settings, how, interrupted)
 
 
 def _finish(folder: Path, settings: Settings, how: How, interrupted: bool) -> int:
     """The numbers, on the screen and in files; the exit status."""
+    if settings.audit:
+        from llmbench.cli import _vow as vows
+
+        vows.seal(folder, sayer(how.quiet))
     from llmbench.cli import _results  # what shows numbers is loaded when there are some, not before the first request
 
     results = _results.read(folder, settings.allow)
@@ -182,13 +217,23 @@ def _check_version(folder: Path) -> None:
         raise InputError(f"{folder}: the run was begun by llmbench {version}, this is {__version__}; repeat it")
 
 
-def _sealed(settings: Settings, say: Say) -> plans.Plan:
+def _sealed(settings: Settings, say: Say, vow: "Vow | None") -> plans.Plan:
     """The plan that is asked for, or the one to repeat."""
-    plan = plans.load(settings.plan) if settings.plan is not None else _plan.make(settings, say)
+    plan = plans.load(settings.plan) if settings.plan is not None else _plan.make(settings, say, _mix(settings, vow))
     if settings.cache not in ("any", plan.settings.cache):
         raise InputError(f"--cache {settings.cache}: the plan declares {plan.settings.cache}; make another one")
     say(f"plan: {_plan.line(plan)}")
     return plan
+
+
+def _mix(settings: Settings, vow: "Vow | None") -> _plan.Mix | None:
+    """What puts questions with known answers among the requests of an audited run."""
+    if vow is None or settings.canaries == 0:
+        return None
+    from llmbench.cli._vow import SHARE
+
+    share = SHARE if settings.canaries is None else settings.canaries
+    return lambda plan, tokenizer: vow.mix(plan, share, settings.canary_file, tokenizer)
 
 
 def speech_of(settings: Settings, plan: plans.Plan | None) -> fleet.Speech:
@@ -297,7 +342,7 @@ def target_of(settings: Settings, how: How, say: Say) -> Iterator[Target]:
 
 
 @contextmanager
-def _same_target(settings: Settings, url: str, how: How, say: Say) -> Iterator[Target]:
+def same_target(settings: Settings, url: str, how: How, say: Say) -> Iterator[Target]:
     """The server that a run was sent to: where --url says that it is now, where it was, or the bundled stack again."""
     if not url and settings.url is None:  # nothing was sent yet
         with target_of(settings, how, say) as target:

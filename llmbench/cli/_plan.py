@@ -19,6 +19,7 @@ from llmbench.workload import arrivals, salt, sources
 from llmbench.workload import plan as plans
 
 Say = Callable[[str], None]
+Mix = Callable[[plans.Plan, Tokenizer], plans.Plan]
 FILE = "plan.jsonl.gz"
 """The plan in the folder of a run."""
 
@@ -45,8 +46,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     cache: str = "any"
 
 
-def make(wanted: Wanted, say: Say) -> plans.Plan:
-    """The plan that is asked for; what it is made of is said on the way."""
+def make(wanted: Wanted, say: Say, mix: Mix | None = None) -> plans.Plan:
+    """The plan that is asked for, and what it is made of is said; `mix` may change prompts before nonces come."""
     cache = _cache(wanted.cache)
     process = arrivals.get(wanted.arrivals, wanted.qps)
     number = wanted.num_requests or plans.number(process, wanted.test_time_s)
@@ -78,6 +79,7 @@ def make(wanted: Wanted, say: Say) -> plans.Plan:
     plan = plans.make_plan(
         dataset.samples, process, number, settings, tokenizer, wanted.max_new_tokens, wanted.shuffle, sampling
     )
+    plan = plan if mix is None else mix(plan, tokenizer)
     return salt.salted(plan, secrets.randbits(32), tokenizer) if cache == "cold" else plan
 
 

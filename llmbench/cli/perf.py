@@ -113,6 +113,17 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     ] = None,
     slo: SloOption = None,
     allow: AllowOption = None,
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="Commit to a secret, mix questions in, seal the records: for llmbench audit."),
+    ] = False,
+    canaries: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.5, help="Share of requests that ask questions with known answers.  [default: 0.05]"),
+    ] = None,
+    canary_file: Annotated[
+        Path | None, typer.Option(help='Questions of your own: JSON lines {"prompt": ..., "answer": ...}.')
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the launched stack.")] = None,
     engine: Annotated[str | None, typer.Option(help="Engine of the launched stack.")] = None,

@@ -36,7 +36,7 @@ class HttpAnswerer:
             asyncio.run(self._answer(asks, replied))
 
     async def _answer(self, asks: Sequence[Ask], replied: Callable[[int, Reply], None]) -> None:
-        heard = _Listening(self._dialect)
+        heard = Listening(self._dialect)
         client = Client(self._target, heard, self._timeouts)
 
         def finished(record: Record) -> None:
@@ -90,7 +90,7 @@ class _Heard(msgspec.Struct):
     prompt: list[TokenLogprob] = []
 
 
-class _Listening:
+class Listening:
     """A dialect that also keeps the log-probabilities of each response, which a Record has no place for."""
 
     def __init__(self, dialect: Dialect) -> None:

@@ -75,7 +75,7 @@ class Answer:
                 record.finish_reason = delta.finish_reason
                 self._error = self._error or (delta.error or "")
             if delta.full_text is not None:
-                self._pieces = [delta.full_text]
+                self._whole(delta.full_text)
             if delta.total_tokens is not None:
                 self._total_tokens = delta.total_tokens
             if delta.num_prompt_tokens is not None:
@@ -85,3 +85,10 @@ class Answer:
         if tokens:
             record.stamps_ns.append(stamp_ns)
             record.tokens.append(tokens)
+
+    def _whole(self, text: str) -> None:
+        """The server has said the whole text: it counts, and that the pieces were of another one is kept."""
+        streamed = "".join(self._pieces)
+        if not text.lstrip().startswith(streamed.lstrip()):
+            self._record.streamed_text = streamed
+        self._pieces = [text]

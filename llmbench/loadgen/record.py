@@ -52,6 +52,8 @@ class Record(msgspec.Struct, kw_only=True, tag="request", tag_field="kind"):
     http_status: int = 0
     token_ids: list[int] = []
     text: str = ""
+    streamed_text: str | None = None
+    """The text of the pieces, where the server ended with a whole text that does not begin with it."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample", tag_field="kind"):

@@ -58,15 +58,20 @@ def scraper(target: Target, path: str = "/metrics", required: bool = False, ever
 
 async def read(target: Target, path: str) -> Scrape | None:
     """The counters now; None when there are none, or not in time."""
+    found = await page(target, path)
+    at_ns = now_ns()
+    values = {} if found is None else parse(found)
+    return Scrape(at_ns=at_ns, values=values) if values else None
+
+
+async def page(target: Target, path: str, timeout_s: float = _TIMEOUT_S) -> bytes | None:
+    """A page of the server, on a connection of its own; None when there is none, or not in time, or a proxy between."""
     if target.way.proxy is not None:
         return None
     try:
-        page = await asyncio.wait_for(_get(target, path), _TIMEOUT_S)
+        return await asyncio.wait_for(_get(target, path), timeout_s)
     except (OSError, HttpError, asyncio.TimeoutError):
         return None
-    at_ns = now_ns()
-    values = {} if page is None else parse(page)
-    return Scrape(at_ns=at_ns, values=values) if values else None
 
 
 def parse(page: bytes) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The 22 weaknesses of the contest's accuracy check (accuracy-methods, section 4), in their order.
 
+Weaknesses 6, 8 and 19 are shown on real servers, too, in `test_audit`.
+
 Each test makes the captures that fool the contest's script (or on which it fails a run that is right), shows that
 its steps, run by `legacy`, are fooled, and that the comparison is not.
 """
