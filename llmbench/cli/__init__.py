@@ -5,7 +5,21 @@ import sys
 import typer
 
 from llmbench import __version__
-from llmbench.cli import acc, audit, data, doctor, generate, layers, maxload, perf, plan, report, selftest, serve, weights
+from llmbench.cli import (
+    acc,
+    audit,
+    data,
+    doctor,
+    generate,
+    layers,
+    maxload,
+    perf,
+    plan,
+    report,
+    selftest,
+    serve,
+    weights,
+)
 from llmbench.cli import eval as evaluate
 from llmbench.errors import LlmbenchError
 
