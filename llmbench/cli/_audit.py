@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -33,8 +33,10 @@ from llmbench.cli._trusted import Trusted, TrustedServer
 from llmbench.errors import InputError, ServingError
 from llmbench.loadgen import fleet, journal
 from llmbench.loadgen.client import Timeouts
+from llmbench.loadgen.record import Record
 from llmbench.loadgen.target import Target
 from llmbench.logits import policy, store
+from llmbench.types import Request
 from llmbench.workload import plan as plans
 
 _NEEDS_MODEL = {"A1", "A2", "A5", "A9"}
@@ -149,7 +151,7 @@ class _Audit:
         self._looked = [line for line in self._lines if isinstance(line, session.Looked)]
         self._rows = options.rows or (self._folder / rows.FOLDER)
         # of what is sent again: no server that keeps rows may have them under one name with those of another audit
-        self._first_id = len(self._plan.requests) + secrets.randbelow(900_000)
+        self._next_id = len(self._plan.requests) + secrets.randbelow(900_000)
         self.notes: list[str] = []
         self.trusted_name = ""
         self._why_no_model = ""
@@ -286,6 +288,9 @@ class _Audit:
 
     def _questions(self) -> list[Finding]:
         asked = self._secret.canaries if self._secret else ()
+        if not asked and secret.lost(self._lines):
+            why = "the secret that names the questions was lost when the run was killed"
+            return [not_applicable("A5", why)]
         indices = {canary.index for canary in asked}
         picked = [answer for answer in self._answers if answer.planned.index in indices]
         texts = {answer.planned.index: self._text(answer) for answer in picked}
@@ -329,9 +334,7 @@ class _Audit:
             return not_applicable("A9", "the run is sampled (temperature above 0): an answer need not come again")
         picked = self._ordered("again")[: self._options.replays]
         with screen.counting("sent again", len(picked)) as done:
-            records = live.ask(
-                target, speech.dialect(), [one.request for one in picked], self._first_id, Timeouts(), done
-            )
+            records = self._ask(target, speech, [answer.request for answer in picked], done)
         sent = [again.Repeat(answer, record) for answer, record in zip(picked, records, strict=True)]
         apart = self._model.apart if isinstance(self._model, Trusted) and not self._unscorable() else None
         found = again.finding(sent, self._model, apart, self._margin)
@@ -340,11 +343,23 @@ class _Audit:
         return found
 
     def _repeats(self, target: Target, speech: fleet.Speech) -> list[Finding]:
-        probes = repeats.probes(self._answers, secret.number(self._seed, "repeats"), self._options.rounds)
-        first = self._first_id + self._options.replays
-        with screen.counting("probes sent", len(probes)) as done:
-            records = live.ask(target, speech.dialect(), [one.request for one in probes], first, Timeouts(), done)
-        return repeats.findings(list(zip(probes, records, strict=True)), self._plan.settings.cache)
+        """Twice, the second time three times as long, where the first cannot tell."""
+        found: list[Finding] = []
+        for number, rounds in enumerate((self._options.rounds, 3 * self._options.rounds)):
+            probes = repeats.probes(self._answers, secret.number(self._seed, f"repeats {number}"), rounds)
+            with screen.counting("probes sent", len(probes)) as done:
+                records = self._ask(target, speech, [probe.request for probe in probes], done)
+            found = repeats.findings(list(zip(probes, records, strict=True)), self._plan.settings.cache)
+            if all(finding.verdict != "inconclusive" for finding in found):
+                break
+        return found
+
+    def _ask(
+        self, target: Target, speech: fleet.Speech, requests: Sequence[Request], done: Callable[[int], None]
+    ) -> list[Record]:
+        """Send requests one by one, under ids that were not used before."""
+        first, self._next_id = self._next_id, self._next_id + len(requests)
+        return live.ask(target, speech.dialect(), requests, first, Timeouts(), done)
 
 
 def _mean_length(folder: Path) -> float:

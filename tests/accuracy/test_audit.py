@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from llmbench import chain
 from llmbench.accuracy.audit import evidence, secret
 from llmbench.cli import app
-from llmbench.errors import InputError
+from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.logits.store import Store, Writer
 from llmbench.serving.launch import launched
 from tests.accuracy.cheats import Cheat, Excusing, Honest, Remembering, Trick, Truncating
@@ -144,7 +144,8 @@ def test_answers_from_memory_are_caught(stacks: Stacks, tmp_path: Path) -> None:
     assert "failed" in verdicts(found)["A3"]
     assert verdicts(found)["A9"] == {"passed"}  # the same text again, only too soon
     with cheating(stacks, Honest()) as server:
-        assert "failed" not in verdicts(audit(run, *ENOUGH, "--only", "A3", "--url", server.url)[1])["A3"]
+        slower = (*ENOUGH, "--only", "A3", "--rounds", "6", "--url", server.url)
+        assert "failed" not in verdicts(audit(run, *slower)[1])["A3"]
 
 
 def test_a_smaller_model_during_the_timed_run_is_caught(stacks: Stacks, tmp_path: Path) -> None:
@@ -271,6 +272,64 @@ def test_a_summary_that_says_more_than_the_journals_is_named(copy: Path) -> None
     edited(summary, line, lambda old: old.replace(b": ", b": 9"))
     status, output = verify(copy)
     assert (status, f"summary.json, line {line}: is not what the journals give" in output) == (3, True), output
+
+
+def cut_off(run: Path, num_left: int) -> None:
+    """The journal as of a run that was killed: its last requests have no record."""
+    journal = run / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    records = [number for number, line in enumerate(lines) if line.startswith(b'{"kind":"request"')]
+    journal.write_bytes(b"".join(lines[: records[-num_left]]))
+
+
+def test_a_killed_run_goes_on_with_a_secret_of_its_own(stacks: Stacks, copy: Path) -> None:
+    cut_off(copy, 5)
+    lines = (copy / secret.FILE).read_bytes().splitlines(keepends=True)
+    (copy / secret.FILE).write_bytes(b"".join(lines[:2]))  # what is there until the last answer
+    (copy / chain.FILE).unlink()
+    assert verify(copy)[0] == 3
+    done = CliRunner().invoke(app, ["perf", "--resume", str(copy), "--url", stacks.real, "--quiet"])
+    assert done.exit_code in (0, 3, 4), done.output
+    assert verify(copy)[0] == 0
+    status, found = audit(copy, *ENOUGH, "--only", "A1,A5,A6,A10")
+    assert status == 1  # it is another server now
+    assert {test: {one["verdict"] for one in these} for test, these in found.items()} == {
+        "A1": {"passed"},
+        "A5": {"not applicable"},
+        "A6": {"failed"},
+        "A10": {"passed"},
+    }
+    assert found["A1"][0]["figures"]["requests"] == NUM_REQUESTS
+    assert "was lost when the run was killed" in found["A5"][0]["why"]
+
+
+def test_a_sealed_run_that_was_changed_cannot_be_sealed_again(stacks: Stacks, copy: Path) -> None:
+    cut_off(copy, 5)
+    done = CliRunner().invoke(app, ["perf", "--resume", str(copy), "--url", stacks.real, "--quiet"])
+    assert isinstance(done.exception, InvalidMeasurement)
+    assert "was sealed and is missing; a run that was changed cannot go on" in str(done.exception)
+
+
+def test_a_trusted_server_scores_as_well_as_a_model_in_this_process(stacks: Stacks, honest: Path) -> None:
+    status, found = audit(honest, "--trusted-url", stacks.real, "--bad-requests", "0.2", "--only", "A1")
+    assert (status, found["A1"][0]["tier"]) == (0, "T2, ids")
+    here = audit(honest, *ENOUGH, "--only", "A1")[1]["A1"][0]["figures"]
+    assert found["A1"][0]["figures"] == pytest.approx(here, abs=1e-4)
+    status, found = audit(honest, "--trusted-url", stacks.small, "--bad-requests", "0.2", "--only", "A1")
+    assert (status, found["A1"][0]["verdict"]) == (1, "failed")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--canaries", "0.1"), "add --audit"),
+        (("--audit", "--canaries", "0.1", "--plan", "x.jsonl.gz"), "the plan of --plan is sent as it is"),
+    ],
+)
+def test_flags_of_an_audited_run_that_contradict_are_refused(flags: tuple[str, ...], message: str) -> None:
+    done = CliRunner().invoke(app, ["perf", *flags])
+    assert isinstance(done.exception, InputError)
+    assert message in str(done.exception)
 
 
 def test_error_texts_in_the_place_of_answers_are_caught(stacks: Stacks, tmp_path: Path) -> None:

@@ -114,7 +114,18 @@ def test_a_text_that_does_not_give_its_tokens_again_is_not_scored() -> None:
     found = rescored([odd, *(answer(n) for n in range(1, 6))])
     assert (found.verdict, found.figures["not_scored"]) == ("inconclusive", 1)
     assert rescored([odd]).verdict == "not applicable"
-    assert rescored([answer(token_ids=[], num_tokens=0, text="")]).verdict in ("failed", "not applicable")
+    assert rescored([answer(token_ids=[], num_tokens=3, text="")]).verdict == "not applicable"
+
+
+def test_an_answer_without_text_is_an_end_of_sequence() -> None:
+    silent = answer(text="", token_ids=[], num_tokens=1, finish_reason="stop", tokens=[], stamps_ns=[])
+    found = spoken(silent, Words())
+    assert not isinstance(found, str)
+    assert found.answer == (EOS,)
+    assert rescored([silent], {EOS: 4.0}).verdict == "failed"
+    assert failed(stream.findings([silent], [EOS])) == []
+    claiming = answer(text="", token_ids=[], num_tokens=9, asked=9, tokens=[], stamps_ns=[])
+    assert failed(stream.findings([claiming], [EOS])) == ["answers whose tokens are not as many as were counted"]
 
 
 def test_only_greedy_runs_are_scored() -> None:

@@ -71,7 +71,7 @@ def overall(findings: Iterable[Finding], asked: Sequence[str]) -> tuple[Verdict,
     """
     found = list(findings)
     for verdict, words in (
-        ("broken", "the evidence is not what was sealed"),
+        ("broken", "the evidence is missing, or not what was sealed"),
         ("failed", "not passed"),
         ("inconclusive", "cannot be told"),
     ):

@@ -22,7 +22,8 @@ from llmbench.types import Request
 Arm = Literal["before", "same", "nonce", "shuffled"]
 FASTER = 0.9
 ROUNDS = 12
-_ALPHA = 1e-3
+_SURE = 1e-3
+_PERHAPS = 0.05
 _CHANCE = 1 / 3
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _NEW_TOKENS = 16
@@ -113,16 +114,16 @@ def _finding(what: str, ratios: Sequence[float], judged: bool) -> Finding:
     value = median(ratios)
     faster = sum(ratio < 1 for ratio in ratios)
     chance = _tail(len(ratios), faster)
-    cached = value < FASTER
-    sure = chance <= _ALPHA
+    cached = judged and value < FASTER and chance <= _PERHAPS
+    sure = chance <= _SURE
     return Finding(
         test="A3",
         what=what,
-        verdict="passed" if not cached or not judged else "failed" if sure else "inconclusive",
+        verdict="passed" if not cached else "failed" if sure else "inconclusive",
         value=f"{value:.2f}; faster in {faster} of {len(ratios)} rounds (by chance: {chance:.2g})",
         limit=f">= {FASTER:g}" if judged else "",
         why=""
-        if not (cached and judged)
+        if not cached
         else "prompts that were sent before are answered from a cache"
         if sure
         else "too few rounds to tell (--rounds)",

@@ -74,8 +74,8 @@ def spoken(answer: Answer, vocabulary: Vocabulary) -> Spoken | str:
         if found is None:
             return "its text does not give as many tokens as were counted"
         ids, from_text = found, True
-    if answer.ended_itself and ids[-1:] != () and ids[-1] not in vocabulary.eos_ids:
-        ids = (*ids, min(vocabulary.eos_ids)) if vocabulary.eos_ids else ids
+    if answer.ended_itself and vocabulary.eos_ids and not set(ids[-1:]) & set(vocabulary.eos_ids):
+        ids = (*ids, min(vocabulary.eos_ids))
     return Spoken(prompt=asked, answer=ids, from_text=from_text)
 
 
@@ -88,7 +88,7 @@ def _from_text(answer: Answer, prompt: Ids, vocabulary: Vocabulary) -> Ids | Non
         whole = tuple(encode(answer.request.prompt + record.text))
         if whole[: len(prompt)] == prompt:
             ways.insert(0, whole[len(prompt) :])
-    return next((ids for ids in ways if len(ids) in counts and ids), None)
+    return next((ids for ids in ways if len(ids) in counts and (ids or answer.ended_itself)), None)
 
 
 def tolerance(*dtypes: str) -> float:

@@ -106,6 +106,14 @@ def revealed(lines: Iterable[Line]) -> Secret | None:
     return Secret(seed=found[-1].seed, canaries=next((one.canaries for one in found if one.canaries), ()))
 
 
+def lost(lines: Iterable[Line]) -> bool:
+    """Whether the first attempt, which made the plan, ended without revealing its secret."""
+    found = list(lines)
+    return any(isinstance(line, Committed) for line in found) and not any(
+        isinstance(line, Revealed) and line.attempt == 1 for line in found
+    )
+
+
 def broken(lines: Iterable[Line], plan_sha256: str) -> str:
     """What does not fit in the log: a secret that is not what was committed to, another plan; "" when all fits."""
     committed = {line.attempt: line for line in lines if isinstance(line, Committed)}

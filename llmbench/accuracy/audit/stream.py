@@ -82,9 +82,9 @@ def _miscounted(answers: Sequence[Answer]) -> Iterator[tuple[str, str]]:
     """`usage` against what was streamed; where nobody says how many tokens a piece is, that is not known."""
     for answer in answers:
         record = answer.record
-        counts = {"usage": record.num_tokens}
-        if record.exact_tokens:
-            counts["streamed"] = sum(record.tokens)
+        counts, streamed = {"usage": record.num_tokens}, sum(record.tokens)
+        if record.exact_tokens and (streamed or record.num_tokens > 1):  # a lone end of sequence has no text to stream
+            counts["streamed"] = streamed
         if record.token_ids:
             counts["ids"] = len(record.token_ids)
         if len(set(counts.values())) > 1:
