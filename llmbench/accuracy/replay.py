@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmbench.errors import InputError, InvalidMeasurement
-from llmbench.loadgen.client import Timeouts, locate
+from llmbench.loadgen.client import Target, Timeouts, locate
 from llmbench.loadgen.driver import Counts
 from llmbench.loadgen.run import Outcome, run
-from llmbench.protocols import Dialect
+from llmbench.protocols import ClientHalf
 from llmbench.tokenizer import Tokenizer
 from llmbench.workload.arrivals.burst import Arrival
 from llmbench.workload.plan import Plan, PlanSettings, Sample, make_plan
@@ -23,14 +23,15 @@ def plan(samples: Sequence[Sample], dataset: str, num_requests: int, tokenizer: 
 
 def replay(
     plan: Plan,
-    url: str,
-    dialect: Dialect,
+    url: str | Target,
+    dialect: ClientHalf,
     concurrency: int,
     journal: Path,
     progress: Callable[[Counts], None] | None = None,
 ) -> Outcome:
     """Send the plan, `concurrency` at a time. Raises InvalidMeasurement unless every request was answered."""
-    outcome = run(plan, locate(url), dialect, Timeouts(), journal, concurrency, progress)
+    target = locate(url) if isinstance(url, str) else url
+    outcome = run(plan, target, dialect, Timeouts(), journal, concurrency, progress)
     if outcome.interrupted:
         raise KeyboardInterrupt
     lost = [record for record in outcome.records if record.status != "answered"]

@@ -4,17 +4,16 @@ import asyncio
 import http.client
 import json
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import msgspec
 
 from llmbench.evals import Ask, Reply
 from llmbench.loadgen.client import Client, Target, Timeouts
 from llmbench.loadgen.driver import Driver
+from llmbench.loadgen.listening import Heard, Listening
 from llmbench.loadgen.record import Record
-from llmbench.protocols import Decoder, Dialect, HttpRequest
-from llmbench.types import Delta, Request, Sampling, TokenLogprob
+from llmbench.protocols import ClientHalf
+from llmbench.types import Request, Sampling
 from llmbench.workload.plan import PlannedRequest
 
 TOP = 20
@@ -24,7 +23,7 @@ TOP = 20
 class HttpAnswerer:
     """Sends every Ask as a request that is not streamed, `concurrency` at a time."""
 
-    def __init__(self, target: Target, dialect: Dialect, concurrency: int, timeouts: Timeouts) -> None:
+    def __init__(self, target: Target, dialect: ClientHalf, concurrency: int, timeouts: Timeouts) -> None:
         self._target = target
         self._dialect = dialect
         self._concurrency = concurrency
@@ -72,7 +71,7 @@ def _request(index: int, ask: Ask) -> Request:
     )
 
 
-def _reply(record: Record, heard: "_Heard") -> Reply:
+def _reply(record: Record, heard: Heard) -> Reply:
     if record.status != "answered":
         return Reply(error=record.reason or record.status)
     top: dict[str, float] = {}
@@ -81,58 +80,3 @@ def _reply(record: Record, heard: "_Heard") -> Reply:
         for text, logprob in (*first.top, *alone):
             top[text] = max(logprob, top.get(text, logprob))
     return Reply(text=record.text, top=top, tokens=tuple((token.text, token.logprob) for token in heard.prompt))
-
-
-class _Heard(msgspec.Struct):
-    """The log-probabilities of one response."""
-
-    new: list[TokenLogprob] = []
-    prompt: list[TokenLogprob] = []
-
-
-class Listening:
-    """A dialect that also keeps the log-probabilities of each response, which a Record has no place for."""
-
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
-        self._heard: dict[str, _Heard] = {}
-        self.name = dialect.name
-        self.posts = dialect.posts
-        self.others = dialect.others
-        self.wants, self.parse = dialect.wants, dialect.parse
-        self.reject, self.answer = dialect.reject, dialect.answer
-
-    def encode(self, request: Request) -> HttpRequest:
-        """As the dialect does."""
-        return self._dialect.encode(request)
-
-    def decoder(self, request: Request, headers: Mapping[str, str]) -> Decoder:
-        """The dialect's decoder; what it reads is kept until `take`."""
-        heard = self._heard[request.request_id] = _Heard()
-        return _Tap(self._dialect.decoder(request, headers), heard)
-
-    def take(self, request_id: str) -> _Heard:
-        """What a response said, once."""
-        return self._heard.pop(request_id, None) or _Heard()
-
-
-class _Tap:
-    """A decoder that notes log-probabilities on their way."""
-
-    def __init__(self, decoder: Decoder, heard: _Heard) -> None:
-        self._decoder = decoder
-        self._heard = heard
-
-    def feed(self, data: bytes) -> list[Delta]:
-        """What the decoder gives."""
-        return self._noted(self._decoder.feed(data))
-
-    def close(self) -> list[Delta]:
-        """What the decoder gives."""
-        return self._noted(self._decoder.close())
-
-    def _noted(self, deltas: list[Delta]) -> list[Delta]:
-        for delta in deltas:
-            self._heard.new += delta.logprobs
-            self._heard.prompt += delta.prompt
-        return deltas

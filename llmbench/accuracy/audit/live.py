@@ -10,9 +10,9 @@ import numpy.typing as npt
 from llmbench import protocols
 from llmbench.accuracy.audit.run import Ids
 from llmbench.errors import InvalidMeasurement
-from llmbench.exam.http import Listening
 from llmbench.loadgen.client import Client, Timeouts
 from llmbench.loadgen.driver import Driver
+from llmbench.loadgen.listening import Listening
 from llmbench.loadgen.record import Record
 from llmbench.loadgen.target import Target
 from llmbench.protocols import ClientHalf
