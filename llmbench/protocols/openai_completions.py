@@ -97,7 +97,8 @@ class OpenAiCompletions:
             )
             for prompt, name in zip(prompts, names, strict=True)
         )
-        return CompletionsReply(requests, status.model_name, self._stamp, options, echo=echo)
+        with_ids = fields.flag("return_token_ids")  # vLLM's
+        return CompletionsReply(requests, status.model_name, self._stamp, options, echo=echo, with_ids=with_ids)
 
     def reject(self, error: LlmbenchError) -> HttpResponse:
         """OpenAI's error object."""
@@ -118,7 +119,14 @@ class CompletionsReply:
     """The answers to one body on the server's side: one choice for each prompt."""
 
     def __init__(
-        self, requests: tuple[Request, ...], model: str, stamp: Stamp, options: StreamOptions, *, echo: bool
+        self,
+        requests: tuple[Request, ...],
+        model: str,
+        stamp: Stamp,
+        options: StreamOptions,
+        *,
+        echo: bool,
+        with_ids: bool,
     ) -> None:
         self.requests = requests
         self.stream = requests[0].stream
@@ -130,7 +138,7 @@ class CompletionsReply:
             "created": int(stamp.wall()),
             "model": model,
         }
-        self._choices = [_Choice(i, request, echo) for i, request in enumerate(requests)]
+        self._choices = [_Choice(i, request, echo=echo, with_ids=with_ids) for i, request in enumerate(requests)]
         self._usage = Usage()
         self._num_open = len(requests)
 
@@ -171,10 +179,11 @@ class CompletionsReply:
 class _Choice:
     """What one prompt has brought so far."""
 
-    def __init__(self, index: int, request: Request, echo: bool) -> None:
+    def __init__(self, index: int, request: Request, *, echo: bool, with_ids: bool) -> None:
         self._index = index
         self._request = request
         self._echo = echo
+        self._ids: list[int] | None = [] if with_ids else None
         self._texts: list[str] = []
         self._scores = _Scores() if request.sampling.num_logprobs is not None else None
         self._started = False
@@ -190,13 +199,20 @@ class _Choice:
         self._started = True
         self._ended = {"finish_reason": _openai.reason_name(delta), "stop_reason": delta.stop_reason}
         self._texts.append(text)
+        if self._ids is not None:
+            self._ids += delta.token_ids
         logprobs = None if self._scores is None else self._scores.take(scores)
-        return {"index": self._index, "text": text, "logprobs": logprobs, **self._ended}
+        return {"index": self._index, "text": text, "logprobs": logprobs, **self._told(delta.token_ids), **self._ended}
 
     def whole(self) -> dict[str, Any]:
         """The choice as a whole answer has it."""
         logprobs = None if self._scores is None else self._scores.all
-        return {"index": self._index, "text": "".join(self._texts), "logprobs": logprobs, **self._ended}
+        answer = {"index": self._index, "text": "".join(self._texts), "logprobs": logprobs}
+        return {**answer, **self._told(self._ids or ()), **self._ended}
+
+    def _told(self, token_ids: Sequence[int]) -> dict[str, list[int]]:
+        """The ids, for a client that wants them."""
+        return {} if self._ids is None else {"token_ids": list(token_ids)}
 
 
 class _Scores:

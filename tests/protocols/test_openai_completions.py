@@ -377,6 +377,13 @@ def test_ids_come_with_the_piece_that_has_them() -> None:
     assert deltas[0].token_ids == (5, 6)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_wants_ids_is_told_them(stream: bool) -> None:
+    fields = json.loads(openai_completions.dialect(token_ids=True).encode(Request(prompt="Hi", stream=stream)).body)
+    deltas = read(DIALECT, rendered(asked(fields)), stream=stream)
+    assert [token for delta in deltas for token in delta.token_ids] == [700, 701, 702, 703, 704]
+
+
 def test_an_error_in_a_stream_ends_it() -> None:
     error = b'data: {"error": {"message": "out of memory", "type": "InternalServerError", "code": 500}}\n\n'
     deltas = read(DIALECT, [FIRST, error, DONE])
