@@ -80,6 +80,11 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_number_with_an_exponent_is_one_in_yaml_as_in_json(tmp_path: Path) -> None:
+    text = "a: 1e-5\nb: -2E3\nc: 1.5e-7\nd: e5\ne: 0e5x\n"
+    assert config.read(written(tmp_path, text)) == {"a": 1e-5, "b": -2e3, "c": 1.5e-7, "d": "e5", "e": "0e5x"}
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml: cannot read the settings \(No such file or directory\)"):
         config.read(tmp_path / "nothing.yaml")
