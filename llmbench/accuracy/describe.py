@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from llmbench.accuracy import profiles
 from llmbench.accuracy.compare import ATOL, RTOL, Comparison, Group, SideInfo, WorstRow, explain
 from llmbench.accuracy.judge import GateResult
-from llmbench.accuracy.profiles import PROFILES
 
 EXIT = {"passed": 0, "failed": 1, "not comparable": 3, "inconclusive": 4}
 SHOWN = 6
@@ -29,8 +29,8 @@ def lines(found: Comparison) -> list[Line]:
         *(Line(f"  {reason}", _TONES[found.verdict]) for reason in found.reasons[:SHOWN]),
         *map(Line, _sides(found)),
         *map(Line, _coverage(found)),
-        Line(f"profile {found.profile}: {PROFILES[found.profile].for_what}"),
-        *(Line(*_gate(gate)) for gate in found.gates),
+        Line(f"profile {found.profile}: {profiles.get(found.profile).for_what}"),
+        *map(gate_line, found.gates),
         *map(Line, _figures(found)),
     ]
     if found.worst is not None and found.num_equal < found.num_compared:
@@ -74,12 +74,12 @@ def _coverage(found: Comparison) -> Iterator[str]:
         yield f"new rows were computed in batches of {smallest} to {largest}, median {median}"
 
 
-def _gate(gate: GateResult) -> tuple[str, Tone]:
+def gate_line(gate: GateResult) -> Line:
+    """A gate, what came out, and who set its limit."""
     tones: dict[str, Tone] = {"passed": "good", "failed": "bad", "not decided": "doubt", "not asked": "plain"}
     sign = "<=" if gate.bound == "at most" else ">="
-    return f"  {gate.verdict:<11}  {gate.what}: {interval(gate)} {sign} {gate.limit:g}  ({gate.source})", tones[
-        gate.verdict
-    ]
+    text = f"  {gate.verdict:<11}  {gate.what}: {interval(gate)} {sign} {gate.limit:g}  ({gate.source})"
+    return Line(text, tones[gate.verdict])
 
 
 def interval(gate: GateResult) -> str:

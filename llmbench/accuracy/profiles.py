@@ -1,4 +1,4 @@
-"""How much a row may differ: named sets of limits, each with where it comes from.
+"""How much a row may differ: named sets of limits, each with where it comes from; or such a set in a file.
 
 The sources are read in accuracy-methods, section 5.4: MAX is Modular's verify_pipelines, Neuron is AWS Neuron's
 logit_validation, MindIE its modeltest, llama.cpp its `--kl-divergence` scoreboard. A limit is on a figure of
@@ -6,37 +6,56 @@ logit_validation, MindIE its modeltest, llama.cpp its `--kl-divergence` scoreboa
 known; one that does is not decided by them.
 """
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
-from llmbench import plugins
-from llmbench.errors import InputError
+from llmbench import config, plugins
+from llmbench.errors import ConfigError, InputError
+
+Figure = Literal[
+    "not_equal",
+    "not_close",
+    "kld_mean",
+    "kld_max",
+    "kld_p999",
+    "kld_share",
+    "one_minus_cos",
+    "max_abs_free",
+    "flips_unexplained",
+    "top1",
+    "delta_p_rms",
+    "delta_p_p01",
+    "flips_batched",
+    "at_load",
+]
+_SUFFIXES = (".yaml", ".yml")
 
 
-class Gate(msgspec.Struct, frozen=True):
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A figure and its limit, which it must not pass on the wrong side. `source` says who set it.
 
     `whole` ones need every value of every row; where they have to be decided for a verdict, `required` says so.
     """
 
-    figure: str
+    figure: Figure
     limit: float
     source: str
     bound: Literal["at most", "at least"] = "at most"
     required: bool = True
 
 
-class Profile(msgspec.Struct, frozen=True, kw_only=True):
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A set of gates. A changed top token is explained when the base's two largest logits were no further apart than
     `margin`: then rounding in that precision could have changed it. At least `comparable` of the rows must have seen
     the same tokens on both sides; otherwise nothing is known of most of the answers.
     """
 
     gates: tuple[Gate, ...]
-    margin: float
+    margin: Annotated[float, msgspec.Meta(ge=0)]
     for_what: str
-    comparable: float = 0.5
+    comparable: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
 
 
 _NEURON = "Neuron's divergence tolerance"
@@ -117,10 +136,20 @@ _BY_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def get(name: str) -> Profile:
-    """A profile by name. Raises InputError for an unknown one."""
+    """A profile by name, or that in a YAML file. Raises InputError for an unknown one, ConfigError for a wrong file."""
+    if name.endswith(_SUFFIXES):
+        return load(Path(name))
     if name not in PROFILES:
-        raise InputError(f"--profile: {plugins.unknown('profile', name, list(PROFILES))}")
+        raise InputError(f"--profile: {plugins.unknown('profile', name, list(PROFILES))}; or give a .yaml file")
     return PROFILES[name]
+
+
+def load(path: Path) -> Profile:
+    """The profile in a file, such as `acc calibrate` writes. Raises ConfigError `file: key: what is wrong`."""
+    profile = config.build(config.read(path), Profile, str(path))
+    if not profile.gates:
+        raise ConfigError(f"{path}: gates: there is none, so that everything would pass")
+    return profile
 
 
 def for_dtype(dtype: str) -> str:
