@@ -287,7 +287,7 @@ class _Seen:
         requests = Counter(self.rows.request[finite].tolist())
         return Comparison(
             verdict=verdict,
-            reasons=_reasons(gates, incomparable, comparable, self._profile, int((~finite).sum()), num),
+            reasons=reasons(gates, incomparable, comparable, self._profile, int((~finite).sum()), num),
             profile=self._name,
             gates=tuple(gates),
             base=_info(self._base),
@@ -465,7 +465,7 @@ def _info(side: Side) -> SideInfo:
     return SideInfo(path=str(side.path), num_rows=len(side.rows), about=about)
 
 
-def _reasons(
+def reasons(
     gates: Sequence[judge.GateResult],
     incomparable: Sequence[str],
     comparable: float,

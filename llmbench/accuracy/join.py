@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench.accuracy.sides import Finding, Int64, Kind, Side, StoreSide
+from llmbench.accuracy.sides import Finding, Int64, Kind, Records, Side, StoreSide
 
 JoinedBy = Literal["request", "file name"]
 NameKey = tuple[str, int]
@@ -58,7 +58,7 @@ def join(base: Side, new: Side) -> Joined:
     status = np.full(len(pairs), COMPARABLE, np.int8)
     if by_request and len(pairs):
         findings += _check_prompts(base, new, base_numbers, new_numbers)
-        status = _status(base, new, base_numbers, new_numbers)
+        status = status_of(base.rows[base_numbers], new.rows[new_numbers])
     return Joined(
         by="request" if by_request else "file name",
         base=base_numbers,
@@ -156,12 +156,11 @@ def _check_prompts(base: Side, new: Side, base_numbers: Int64, new_numbers: Int6
     return findings
 
 
-def _status(base: Side, new: Side, base_numbers: Int64, new_numbers: Int64) -> npt.NDArray[np.int8]:
-    """Which pairs may be compared: by the hash of the tokens before them where both know it, else by the chosen tokens
-    of the captured rows before them.
+def status_of(theirs: Records, ours: Records, *, by_prefix: bool = True) -> npt.NDArray[np.int8]:
+    """Which pairs of sides.ROWS [n] may be compared: by the hash of the tokens before them where both know it and it
+    is wanted, else by the chosen tokens of the captured rows before them.
     """
-    theirs, ours = base.rows[base_numbers], new.rows[new_numbers]
-    known = (theirs["prefix"] != 0) & (ours["prefix"] != 0)
+    known = (theirs["prefix"] != 0) & (ours["prefix"] != 0) & by_prefix
     split = (theirs["token"] >= 0) & (ours["token"] >= 0) & (theirs["token"] != ours["token"])
     order = np.lexsort((theirs["position"], theirs["request"]))
     request, splits = theirs["request"][order], np.cumsum(split[order])
