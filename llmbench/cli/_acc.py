@@ -25,7 +25,7 @@ from llmbench.serving.launch import flags, launched
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload import datasets
 
-_STYLES = {"plain": "", "good": "green", "bad": "red", "doubt": "yellow"}
+STYLES = {"plain": "", "good": "green", "bad": "red", "doubt": "yellow"}
 
 
 class Stack(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +114,7 @@ def _say_legacy(base: Path, new: Path) -> None:
 def show(console: Console, comparison: comparing.Comparison) -> None:
     """The comparison in words; colours say how each line is meant."""
     for line in describe.lines(comparison):
-        console.print(Text(line.text, style=_STYLES[line.tone]), soft_wrap=True)
+        console.print(Text(line.text, style=STYLES[line.tone]), soft_wrap=True)
 
 
 def _capture(folder: Path, load: Load, stack: Stack, every: int, journal: Path) -> None:

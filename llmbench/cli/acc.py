@@ -23,6 +23,14 @@ EngineName = Annotated[str | None, typer.Option(help="Engine of the stack.")]
 Config = Annotated[Path | None, typer.Option(help="Settings file of the stack.")]
 Results = Annotated[Path, typer.Option(help="Where the folders of runs are.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the comparison there as well.")]
+NewTokens = Annotated[int, typer.Option(min=2, help="Tokens of an answer.")]
+Seed = Annotated[int, typer.Option(min=0, help="Decides prompts, lengths and order.")]
+ProfileName = Annotated[
+    str | None, typer.Option(help="How much may differ, or a file.  [default: by what the engine computes in]")
+]
+Url = Annotated[str | None, typer.Option(help="Server to ask.  [default: launch the bundled stack]")]
+ServedModel = Annotated[str | None, typer.Option(help="Model that a request names.  [default: the server's first]")]
+ApiKey = Annotated[str | None, typer.Option(envvar="LLMBENCH_API_KEY", help="Key of the server at --url.")]
 
 NUM_REQUESTS, EVERY, DATASET = 500, 100, "alpaca_521"  # as the contest
 
@@ -79,7 +87,8 @@ def compare(
     base: Annotated[Path, typer.Argument(help="Base logits: a capture, or a folder of contest files.")],
     new: Annotated[Path, typer.Argument(help="The logits to check.")],
     profile: Annotated[
-        str | None, typer.Option(help="How much may differ: bitwise, contest, fp32, fp16, bf16, w8, w4, serving.")
+        str | None,
+        typer.Option(help="How much may differ: bitwise, contest, fp32, fp16, bf16, w8, w4, serving, or a .yaml file."),
     ] = None,
     allow_missing: Annotated[int, typer.Option(min=0, help="Rows that may be on one side only.")] = 0,
     allow_copy: Annotated[bool, typer.Option("--allow-copy", help="The new rows may be the base itself.")] = False,
@@ -121,6 +130,145 @@ def show(
     from llmbench.cli import _acc
 
     _acc.show_rows(capture, against, request, step)
+
+
+@app.command()
+def batchvar(
+    needles: Annotated[int, typer.Option("-n", "--needles", min=1, help="Requests that are looked at.")] = 4,
+    batches: Annotated[str, typer.Option(help="Sizes of the batches that they run in.")] = "2,8,32",
+    repeats: Annotated[int, typer.Option(min=1, help="Batches of each size for each needle.")] = 3,
+    max_new_tokens: NewTokens = 16,
+    seed: Seed = 0,
+    profile: ProfileName = None,
+    bitwise: Annotated[bool, typer.Option("--bitwise", help="The engine claims to give the same bits.")] = False,
+    dataset: Dataset = DATASET,
+    tokenizer: TokenizerFile = None,
+    model: ModelSpec = None,
+    engine: EngineName = None,
+    config: Config = None,
+    json: Json = None,
+) -> None:
+    """Hold requests in random batches against themselves alone, prefix cache cold and hot; a control must fail.
+
+    Exit 0: passed, 1: rows differ, 3: the control passed, so that the check is worth nothing, 4: inconclusive.
+    """
+    from llmbench.accuracy.batchvar import Settings
+    from llmbench.cli import _acc, _acc_batchvar
+
+    if bitwise and profile not in (None, "bitwise"):
+        raise typer.BadParameter("--bitwise is a profile of its own; leave --profile out")
+    settings = Settings(
+        num_needles=needles,
+        batch_sizes=_acc_batchvar.batch_sizes(batches),
+        num_repeats=repeats,
+        num_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    stack = _acc.Stack(model=model, engine=engine, config=config, tokenizer=tokenizer)
+    raise typer.Exit(_acc_batchvar.main(settings, stack, dataset, "bitwise" if bitwise else profile, json))
+
+
+@app.command()
+def determinism(
+    prompts: Annotated[int, typer.Option("-n", "--prompts", min=1, help="Prompts that are repeated.")] = 4,
+    idle: Annotated[int, typer.Option(min=0, help="Repeats of each, one request at a time.")] = 20,
+    load: Annotated[int, typer.Option(min=0, help="Repeats of each, among as many other requests.")] = 200,
+    concurrency: Annotated[int, typer.Option("-c", "--concurrency", min=2, help="Requests at once under load.")] = 16,
+    level: Annotated[
+        str | None, typer.Option(help="What is declared: bitwise, text, profile.  [default: profile, with --url text]")
+    ] = None,
+    max_new_tokens: NewTokens = 16,
+    seed: Seed = 0,
+    profile: ProfileName = None,
+    url: Url = None,
+    dialect: Annotated[str, typer.Option(help="HTTP dialect of the server at --url.")] = "openai_completions",
+    served_model: ServedModel = None,
+    api_key: ApiKey = None,
+    dataset: Dataset = DATASET,
+    tokenizer: TokenizerFile = None,
+    model: ModelSpec = None,
+    engine: EngineName = None,
+    config: Config = None,
+    json: Json = None,
+) -> None:
+    """Ask the same again and again, greedily, idle and under load; where do answers part, which rows have other bits?
+
+    Exit 0: as declared, 1: not, 3: not measured, 4: inconclusive.
+    """
+    from llmbench.accuracy.determinism import Settings
+    from llmbench.cli import _acc, _acc_determinism, _acc_modes
+
+    settings = Settings(
+        num_prompts=prompts,
+        num_idle=idle,
+        num_load=load,
+        concurrency=concurrency,
+        num_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    stack = _acc.Stack(model=model, engine=engine, config=config, tokenizer=tokenizer)
+    server = _acc_modes.server(stack, url, dialect, served_model, api_key)
+    raise typer.Exit(_acc_determinism.main(settings, stack, server, dataset, level, profile, json))
+
+
+@app.command()
+def selfcheck(
+    prompts: Annotated[int, typer.Option("-n", "--prompts", min=1, help="Prompts that are answered.")] = 16,
+    concurrency: Annotated[int, typer.Option("-c", "--concurrency", min=1, help="Requests at once.")] = 8,
+    max_new_tokens: NewTokens = 32,
+    seed: Seed = 0,
+    profile: ProfileName = None,
+    url: Url = None,
+    served_model: ServedModel = None,
+    api_key: ApiKey = None,
+    dataset: Dataset = DATASET,
+    tokenizer: TokenizerFile = None,
+    model: ModelSpec = None,
+    engine: EngineName = None,
+    config: Config = None,
+    json: Json = None,
+) -> None:
+    """Score a server's answers again by prefill: does it decode what it would compute at once? No base is needed.
+
+    --url takes a server of OpenAI's completions with `logprobs` and `echo`; with --tokenizer answers go back as ids,
+    if it tells them. Exit 0: passed, 1: it does not, 3: not measured, 4: inconclusive.
+    """
+    from llmbench.accuracy.selfcheck import Settings
+    from llmbench.cli import _acc, _acc_modes, _acc_selfcheck
+
+    settings = Settings(num_prompts=prompts, num_new_tokens=max_new_tokens, concurrency=concurrency, seed=seed)
+    stack = _acc.Stack(model=model, engine=engine, config=config, tokenizer=tokenizer)
+    server = _acc_modes.server(stack, url, "openai_completions", served_model, api_key)
+    raise typer.Exit(_acc_selfcheck.main(settings, stack, server, dataset, profile, json))
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The profile to write, a .yaml file.")],
+    num_requests: Annotated[int, typer.Option("-n", "--num-requests", min=1, help="Requests of each run.")] = 16,
+    batch: Annotated[int, typer.Option(min=2, help="Requests at once in the third run.")] = 16,
+    factor: Annotated[float, typer.Option("-k", "--factor", min=1.0, help="A limit is the noise times this.")] = 10.0,
+    max_new_tokens: NewTokens = 24,
+    seed: Seed = 0,
+    dataset: Dataset = DATASET,
+    tokenizer: TokenizerFile = None,
+    model: ModelSpec = None,
+    engine: EngineName = None,
+    config: Config = None,
+    json: Json = None,
+) -> None:
+    """Run a base three times, alone, again, and in a batch; make a profile of how far its rows are apart.
+
+    `acc compare --profile FILE` judges by it. Exit 0: made, 3: not measured.
+    """
+    from llmbench.accuracy.calibrate import Settings
+    from llmbench.cli import _acc, _acc_calibrate
+
+    settings = Settings(
+        num_requests=num_requests, batch_size=batch, num_new_tokens=max_new_tokens, factor=factor, seed=seed
+    )
+    stack = _acc.Stack(model=model, engine=engine, config=config, tokenizer=tokenizer)
+    raise typer.Exit(_acc_calibrate.main(settings, stack, dataset, out, json))
 
 
 @app.command("convert-pickle")
