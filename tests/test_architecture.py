@@ -30,10 +30,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "accuracy": {"loadgen", "logits", "engines", "workload", "protocols", "exam"},  # exam: how questions are compared
     "evals": set(),
     "exam": {"evals", "loadgen", "protocols", "workload"},
+    # an engine in this process or a server, as cases of a sweep; metrics has what a case is and what comes of it
+    "sweep": {"engines", "loadgen", "metrics", "protocols", "weights", "workload"},
     "report": {"metrics"},
 }
 SERVERS_STAIR = {"serving", "link"}
-MEASURERS_STAIR = {"loadgen", "accuracy", "evals", "exam", "metrics", "report", "workload"}
+MEASURERS_STAIR = {"loadgen", "accuracy", "evals", "exam", "metrics", "report", "sweep", "workload"}
 
 GROUND_LIBRARIES = {"numpy", "msgspec", "yaml", "sentencepiece"}
 # library -> where it may be imported: rooms, or single modules

@@ -18,6 +18,7 @@ from llmbench.cli import (
     report,
     selftest,
     serve,
+    sweep,
     weights,
 )
 from llmbench.cli import eval as evaluate
@@ -45,6 +46,7 @@ app.command("selftest")(selftest.selftest)
 app.add_typer(acc.app, name="acc")
 app.add_typer(audit.app, name="audit")
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(sweep.app, name="sweep")
 app.add_typer(plan.app, name="plan")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

@@ -252,14 +252,21 @@ def ready(settings: Settings, target: Target, speech: fleet.Speech, say: Say) ->
     if not settings.preflight:
         return speech
     timeouts = _timeouts(settings)
-    if "model" in protocols.options(speech.name) and "model" not in speech.options:
-        found = preflight.models(target, timeouts)
-        if found:
-            others = f", the first of {len(found)}; see --served-model" if len(found) > 1 else ""
-            say(f"model: {found[0]}{others}")
-            speech = msgspec.structs.replace(speech, options=speech.options | {"model": found[0]})
+    speech = naming(target, speech, timeouts, say)
     preflight.check(target, speech.dialect(), timeouts)
     return speech
+
+
+def naming(target: Target, speech: fleet.Speech, timeouts: Timeouts, say: Say) -> fleet.Speech:
+    """The dialect with the name of the server's first model, where it has a name to give and none was given."""
+    if "model" not in protocols.options(speech.name) or "model" in speech.options:
+        return speech
+    found = preflight.models(target, timeouts)
+    if not found:
+        return speech
+    others = f", the first of {len(found)}; see --served-model" if len(found) > 1 else ""
+    say(f"model: {found[0]}{others}")
+    return msgspec.structs.replace(speech, options=speech.options | {"model": found[0]})
 
 
 def _timeouts(settings: Settings) -> Timeouts:

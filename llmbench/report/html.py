@@ -286,14 +286,14 @@ def _environment(view: View) -> str:
     return f"<details><summary>Environment</summary>{table(('', ''), rows)}</details>"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain text."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "text") -> str:
+    """A table of plain text; of kind "" for numbers, which stand at the right of their columns."""
     lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     if not lines:
         return ""
     top = "".join(f"<th>{escape(name)}</th>" for name in head) if any(head) else ""
     body = "".join(f"<tr>{line}</tr>" for line in ([top] if top else []) + lines)
-    return f'<div class="wide"><table class="text">{body}</table></div>'
+    return f'<div class="wide"><table class="{kind}">{body}</table></div>'
 
 
 def section(title: str, inside: str) -> str:

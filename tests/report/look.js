@@ -28,7 +28,7 @@ const look = () => ({ overlaps: overlaps(), empty: empty(), unlabelled: unlabell
 const result = { whole: look(), charts: document.querySelectorAll("figure svg").length, tip: "", dark: [] };
 const colour = () => getComputedStyle(document.body).backgroundColor;
 result.dark.push(colour());
-document.getElementById("theme").click();
+document.getElementById("theme")?.click();
 result.dark.push(colour());
 const point = (svg, kind, x) => { const box = svg.getBoundingClientRect(); svg.dispatchEvent(new PointerEvent(kind, { clientX: box.left + box.width * x, clientY: box.top + box.height / 2, bubbles: true })); };
 document.querySelectorAll("figure svg").forEach((svg) => {
