@@ -127,15 +127,19 @@ class Client:
 
     async def connect(self) -> "_Connection":
         """A new connection, secured where it is to be. Raises OSError."""
-        target = self.target
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: _Connection(self),
-            target.host,
-            target.port,
-            family=target.family,
-            ssl=self._tls,
-            server_hostname=target.tls_name,
-        )
+        target, connection = self.target, _Connection(self)
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection,
+                target.host,
+                target.port,
+                family=target.family,
+                ssl=self._tls,
+                server_hostname=target.tls_name,
+            )
+        except BaseException:  # a connection that is cancelled when it has just been made: uvloop never tells its end
+            self._forget(connection)
+            raise
         return connection
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from llmbench import protocols
 from llmbench.errors import InputError, ServingError
 from llmbench.loadgen.client import Client, Timeouts, locate
 from llmbench.loadgen.record import Record
+from llmbench.loadgen.run import new_loop
 from llmbench.types import Request
 from tests.loadgen.conftest import (
     LAST_CHUNK,
@@ -189,6 +190,26 @@ def test_who_stops_waiting_leaves_no_connection_behind(serve: Serve) -> None:
         await client.close()
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_who_stops_waiting_while_a_connection_is_being_made_can_still_close(serve: Serve, turns: int) -> None:
+    server = serve(lambda n, body: [STREAM_HEAD, Do.STALL])
+
+    async def work() -> None:
+        client = Client(locate(server.url), protocols.get("contest"), PATIENT)
+        request = Request(prompt="a")
+        exchange = client.start(client.prepare(request), request, Record(index=0, due_ns=0), lambda record: None)
+        for _ in range(turns):  # of the event loop: the connection has come to another point in each
+            await asyncio.sleep(0)
+        exchange.give_up("tired")
+        await asyncio.wait_for(client.close(), 20)
+
+    loop = new_loop()
+    try:
+        loop.run_until_complete(work())
+    finally:
+        loop.close()
 
 
 @pytest.mark.parametrize("url", ["ftp://localhost:1", "ftp://localhost", "http://", "localhost:99999999"])
