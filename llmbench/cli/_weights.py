@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
 
 from llmbench import plugins
 from llmbench.errors import ConfigError, InputError
@@ -59,7 +62,8 @@ def num_bytes(text: str) -> int:
 
 def inspect(model: str, how: How, quick: bool, json: bool) -> None:
     """Look at weights and print what they are."""
-    found = inspection.inspect(model, how, with_fingerprint=not quick)
+    with _looking():
+        found = inspection.inspect(model, how, with_fingerprint=not quick)
     if json:
         _print(as_json(found).decode())
     else:
@@ -88,13 +92,19 @@ def _open(source: Source) -> Opened:
     how = How(
         config=source.config, layout=source.layout, strategy=source.strategy, drop=source.drop, strict=True, verify=True
     )
-    opened = open_weights(source.model, how)
+    with _looking():
+        opened = open_weights(source.model, how)
     if source.of_ranks and opened.strategy is None:
         raise InputError(
             f"{source.model}: a whole model, not the folders rank_0, rank_1, … of one with their strategy.json;"
             " `llmbench weights shard` cuts it, `convert` writes it anew"
         )
     return opened
+
+
+def _looking() -> Status:
+    """A sign of life, where somebody looks on, while hashes and fingerprints are computed."""
+    return Console(stderr=True).status("reading the weights")
 
 
 class _Line:
@@ -130,8 +140,6 @@ def _tell(report: Report, out: Path, json: bool) -> None:
 
 
 def _show(terminal: Terminal, found: inspection.Inspection) -> None:
-    from rich.table import Table
-
     rank = found.ranks
     facts = {
         "weights": f"{found.container}, layout {found.layout}",

@@ -5,7 +5,7 @@ safetensors, in any layout of `names`), Meta's folder, and a folder of ranks wit
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def open_weights(spec: str, how: How, seed: int = 0) -> Opened:
         return _open_random(spec, rest, seed)
     path = Path(spec)
     if path.is_file() and path.suffix in (".ckpt", ".safetensors"):
-        return _named(spec, path.parent, files.open_file(path), how)
+        return _named(spec, path, how, files.open_file)
     if not path.is_dir():
         what = "not a folder but a file" if path.exists() else "no such folder"
         raise InputError(
@@ -115,15 +115,14 @@ def _open_folder(name: str, folder: Path, how: How) -> Opened:
         raise ConfigError(f"--strategy {how.strategy}: no such file")
     if meta.paths(folder):
         return _open_meta(name, folder, how)
-    config = how.config if how.config is not None else folder / "config.json"
-    if not config.exists():  # before the weights, since every other message would be about a symptom
-        settings.read(config)
-    return _named(name, folder, files.open_folder(folder), how)
+    return _named(name, folder, how, files.open_folder)
 
 
-def _named(name: str, folder: Path, weights: files.Weights, how: How) -> Opened:
+def _named(name: str, path: Path, how: How, opener: Callable[[Path], files.Weights]) -> Opened:
     """Weights in one set of files."""
-    raw, config, home = _config(folder, how)
+    folder = path if path.is_dir() else path.parent
+    raw, config, home = _config(folder, how)  # first: every other message would be about a symptom
+    weights = opener(path)
     layout = how.layout or _recorded(folder) or names.detect(weights.names(), weights.source)
     found = names.from_layout(of(weights), layout, config)
     dropped = found.dropped | _left_out(weights.source, found.left, layout, config, how)
@@ -221,6 +220,11 @@ def _config(folder: Path, how: How) -> tuple[dict[str, Any], ModelConfig, Path]:
     path = folder / "config.json" if how.config is None else how.config
     if path.is_dir():
         path /= "config.json"
+    if how.config is None and not path.exists():
+        raise ConfigError(
+            f"{path}: cannot read the settings, there is none: the config.json of the Hugging Face model says"
+            " what shape it has; put it there, or say where it is (llmbench weights: --config)"
+        )
     raw, config = shapes.from_file(path)
     return raw, config, path.parent
 

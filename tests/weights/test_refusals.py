@@ -1,13 +1,14 @@
 """Input that is damaged, incomplete or contradicts itself: each refused with its place, its numbers and the way out."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmbench.errors import InputError
+from llmbench.errors import InputError, NotInstalled
 from tests.weights.folders import (
     LLAMA,
     QWEN2,
@@ -416,3 +417,20 @@ def test_it_is_refused_with_its_name_and_leaves_nothing(
     assert "\n" not in str(caught.value)
     assert (list(out.iterdir()) if out.exists() else None) == before
     assert not out.with_name(f".{out.name}.part").exists()
+
+
+def test_without_torch_metas_files_are_refused_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "consolidated.00.pth").write_bytes(b"")
+    (tmp_path / "params.json").write_text('{"dim": 8}')
+    with pytest.raises(NotInstalled, match=r"consolidated.00.pth: torch .* is not installed: pip install torch"):
+        weights(*convert(tmp_path))
+
+
+def test_a_gap_between_metas_files_is_named(tmp_path: Path) -> None:
+    for name in ("consolidated.00.pth", "consolidated.02.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"consolidated.01.pth: missing, though there is consolidated.02.pth"):
+        weights(*convert(tmp_path))
