@@ -7,7 +7,7 @@ safetensors, in any layout of `names`), Meta's folder, and a folder of ranks wit
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -118,57 +118,60 @@ def _open_folder(name: str, folder: Path, how: How) -> Opened:
     return _named(name, folder, how, files.open_folder)
 
 
+class _Files(NamedTuple):
+    """What one set of files holds, under its own names; `source` is how errors call it."""
+
+    tensors: dict[str, Tensor]
+    layout: str
+    container: str
+    source: str
+
+
+class _Shape(NamedTuple):
+    """config.json, what it says, and the folder where it lies, in which the tokenizer is, too."""
+
+    raw: dict[str, Any]
+    config: ModelConfig
+    home: Path
+
+
 def _named(name: str, path: Path, how: How, opener: Callable[[Path], files.Weights]) -> Opened:
-    """Weights in one set of files."""
+    """Weights in one set of files, in a layout that they show."""
     folder = path if path.is_dir() else path.parent
-    raw, config, home = _config(folder, how)  # first: every other message would be about a symptom
+    shape = _shape(folder, how)  # first: every other message would be about a symptom
     weights = opener(path)
     layout = how.layout or _recorded(folder) or names.detect(weights.names(), weights.source)
-    found = names.from_layout(of(weights), layout, config)
-    dropped = found.dropped | _left_out(weights.source, found.left, layout, config, how)
-    return _checked(
-        Opened(
-            name=name,
-            folder=home,
-            raw=raw,
-            config=config,
-            tokenizer_path=_vocabulary(home),
-            container=weights.container,
-            layout=layout,
-            tensors=found.tensors,
-            moved=found.moved,
-            dropped=dropped,
-        ),
-        how.strict,
-    )
+    return _whole(name, shape, _Files(of(weights), layout, weights.container, weights.source), how)
 
 
 def _open_meta(name: str, folder: Path, how: How) -> Opened:
     raw, config, tensors = meta.read(folder)
-    home = folder
-    if how.config is not None or (folder / "config.json").exists():
-        raw, config, home = _config(folder, how)
-    found = names.from_layout(tensors, "meta", config)
-    return _checked(
-        Opened(
-            name=name,
-            folder=home,
-            raw=raw,
-            config=config,
-            tokenizer_path=_vocabulary(folder),
-            container="pth",
-            layout="meta",
-            tensors=found.tensors,
-            moved=found.moved,
-            dropped=found.dropped | _left_out(str(folder), found.left, "meta", config, how),
-        ),
-        how.strict,
+    given = how.config is not None or (folder / "config.json").exists()
+    shape = _shape(folder, how) if given else _Shape(raw, config, folder)
+    return _whole(name, shape, _Files(tensors, "meta", "pth", str(folder)), how)
+
+
+def _whole(name: str, shape: _Shape, found: _Files, how: How) -> Opened:
+    named = names.from_layout(found.tensors, found.layout, shape.config)
+    opened = Opened(
+        name=name,
+        folder=shape.home,
+        raw=shape.raw,
+        config=shape.config,
+        tokenizer_path=_vocabulary(shape.home),
+        container=found.container,
+        layout=found.layout,
+        tensors=named.tensors,
+        moved=named.moved,
+        dropped=named.dropped | _left_out(found.source, named.left, found.layout, shape.config, how),
     )
+    return _checked(opened, how.strict)
 
 
 def _open_ranks(name: str, folder: Path, cut: Strategy, path: Path, how: How) -> Opened:
     """The whole model out of folders rank_0, rank_1, …."""
-    raw, config, home = _config(folder, how)
+    shape = _shape(folder, how)
+    config = shape.config
     strategy.check_model(path, cut, expected_shapes(config))
     folders = rank_folders(folder, cut, path)
     if how.verify:
@@ -188,10 +191,10 @@ def _open_ranks(name: str, folder: Path, cut: Strategy, path: Path, how: How) ->
     return _checked(
         Opened(
             name=name,
-            folder=home,
-            raw=raw,
+            folder=shape.home,
+            raw=shape.raw,
             config=config,
-            tokenizer_path=_vocabulary(home),
+            tokenizer_path=_vocabulary(shape.home),
             container=container,
             layout=cut.layout,
             tensors=strategy.join(cut, ranks, [str(rank_folder) for rank_folder in folders], how.verify),
@@ -215,8 +218,8 @@ def rank_folders(folder: Path, cut: Strategy, path: Path) -> list[Path]:
     return folders
 
 
-def _config(folder: Path, how: How) -> tuple[dict[str, Any], ModelConfig, Path]:
-    """config.json, what it says, and the folder where it lies."""
+def _shape(folder: Path, how: How) -> _Shape:
+    """What config.json says."""
     path = folder / "config.json" if how.config is None else how.config
     if path.is_dir():
         path /= "config.json"
@@ -226,7 +229,7 @@ def _config(folder: Path, how: How) -> tuple[dict[str, Any], ModelConfig, Path]:
             " what shape it has; put it there, or say where it is (llmbench weights: --config)"
         )
     raw, config = shapes.from_file(path)
-    return raw, config, path.parent
+    return _Shape(raw, config, path.parent)
 
 
 def _vocabulary(folder: Path) -> Path | None:

@@ -48,8 +48,8 @@ def test_there_and_back_is_bit_exact_in_every_layout(tmp_path: Path, config: dic
     source = write_folder(tmp_path / "hf", config, dtype)
     for layout in WRITABLE:
         for form in ("safetensors", "ckpt"):
-            if (layout, form) == ("hf", "ckpt"):
-                continue
+            if form == "ckpt" and layout not in ("legacy", "qkv-concat-mg"):
+                continue  # the format knows nothing of names
             there, back = tmp_path / f"{layout}-{form}", tmp_path / f"{layout}-{form}-back"
             weights("convert", source, there, "--to", layout, "--format", form)
             weights("convert", there, back, "--to", "hf")
