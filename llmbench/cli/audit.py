@@ -71,9 +71,10 @@ def run(
     json: Annotated[Path | None, typer.Option("--json", help="Write the findings there.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write them there as JUnit XML.")] = None,
 ) -> None:
-    """Test a run: A1 its tokens scored by a trusted model, A2 its logit rows, A3 caches, A4 streams and lengths, A5
+    """Test whether the answers of a run are the declared model's own.
 
-    questions with known answers, A6 one server, A9 requests sent again, A10 the sealed evidence.
+    A1 its tokens scored by a trusted model, A2 its logit rows, A3 caches, A4 streams and lengths, A5 questions with
+    known answers, A6 one server, A9 requests sent again, A10 the sealed evidence.
     """
     from llmbench.cli import _audit
 

@@ -1,6 +1,5 @@
 """The tests of an audit as pure functions: each on evidence that is right, and on evidence with one fault."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from llmbench.accuracy import audit
+from llmbench.accuracy import audit, judge
 from llmbench.accuracy.audit import Finding, again, canaries, repeats, rescore, secret, session, stream
 from llmbench.accuracy.audit.run import Answer, Ids, spoken, tolerance
 from llmbench.errors import InputError
@@ -91,8 +90,8 @@ def test_too_few_requests_prove_nothing_but_a_fault_is_one() -> None:
     assert rescored([answer()], most_bad=0.05).verdict == "inconclusive"
     assert rescored([answer()], {300: 1.0}, most_bad=0.05).verdict == "failed"
     assert rescored([answer(n) for n in range(59)], most_bad=0.05).verdict == "passed"
-    assert audit.would_be_seen(59) == pytest.approx(0.05, abs=1e-3)
-    assert audit.would_be_seen(299) == pytest.approx(0.01, abs=1e-4)
+    assert judge.would_be_seen(59) == pytest.approx(0.05, abs=1e-3)
+    assert judge.would_be_seen(299) == pytest.approx(0.01, abs=1e-4)
 
 
 def test_an_answer_that_says_it_ended_must_have_wanted_to() -> None:
@@ -416,4 +415,3 @@ def test_the_verdict_on_a_run_weighs_what_was_found() -> None:
     assert audit.wanted("a4, A1") == ["A1", "A4"]
     with pytest.raises(InputError, match="unknown test 'A7'"):
         audit.wanted("A7")
-    assert math.isclose(audit.would_be_seen(0), 1.0)

@@ -82,8 +82,3 @@ def overall(findings: Iterable[Finding], asked: Sequence[str]) -> tuple[Verdict,
     if _AGAINST_THE_MODEL & set(asked) and not _AGAINST_THE_MODEL & passed:
         return "inconclusive", "nothing compared the answers with a trusted model"
     return ("passed", "") if passed else ("inconclusive", "no test could be done")
-
-
-def would_be_seen(num: int) -> float:
-    """The share of bad requests from which on one of `num` audited ones is among them with 95 %: 1 - 0.05^(1/n)."""
-    return 1 - 0.05 ** (1 / num) if num else 1.0

@@ -7,8 +7,9 @@ token is right, and what follows answers another text. Whether that is so, a tru
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from llmbench.accuracy.audit import Finding, not_applicable, would_be_seen
+from llmbench.accuracy.audit import Finding, not_applicable
 from llmbench.accuracy.audit.run import Answer, Ids, Vocabulary, spoken
+from llmbench.accuracy.judge import would_be_seen
 from llmbench.loadgen.record import Record
 
 Apart = Callable[[Ids, int, int], float]

@@ -6,7 +6,6 @@ the faster of the other two, so that neither a longer prompt nor a slow moment m
 cached, it is the fastest of the three in one round of three.
 """
 
-import math
 from collections.abc import Sequence
 from statistics import median
 from typing import Literal, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 from llmbench.accuracy.audit import Finding, not_applicable
 from llmbench.accuracy.audit.run import Answer
 from llmbench.loadgen.record import Record
+from llmbench.metrics.order import tail
 from llmbench.types import Request
 
 Arm = Literal["before", "same", "nonce", "shuffled"]
@@ -113,7 +113,7 @@ def _finding(what: str, ratios: Sequence[float], judged: bool) -> Finding:
         return Finding(test="A3", what=what, verdict="not applicable", why=f"only {len(ratios)} rounds could be timed")
     value = median(ratios)
     faster = sum(ratio < 1 for ratio in ratios)
-    chance = _tail(len(ratios), faster)
+    chance = tail(len(ratios), faster, _CHANCE)
     cached = judged and value < FASTER and chance <= _PERHAPS
     sure = chance <= _SURE
     return Finding(
@@ -158,8 +158,3 @@ def _gap_s(record: Record) -> float | None:
     if record.status != "answered" or sum(record.tokens) < 2:
         return None
     return (record.stamps_ns[-1] - record.stamps_ns[0]) / 1e9 / (sum(record.tokens) - 1)
-
-
-def _tail(number: int, hits: int) -> float:
-    """P(at least so many hits) of a binomial(number, 1/3)."""
-    return sum(math.comb(number, k) * _CHANCE**k * (1 - _CHANCE) ** (number - k) for k in range(hits, number + 1))

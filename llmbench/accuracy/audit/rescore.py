@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench.accuracy.audit import Finding, not_applicable, would_be_seen
+from llmbench.accuracy.audit import Finding, not_applicable
 from llmbench.accuracy.audit.run import Answer, Ids, Spoken, Vocabulary, spoken
+from llmbench.accuracy.judge import would_be_seen
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
