@@ -210,6 +210,11 @@ class _Audit:
             return None
         self._stack.callback(model.close)
         self.trusted_name = model.name
+        told_print = self._told("fingerprint")
+        if told_print is not None and told_print != model.fingerprint:
+            self.notes.append(
+                f"the server said that its weights are {told_print[:12]}, those of {name} are {model.fingerprint[:12]}"
+            )
         if options.trusted_model is None:
             self.notes.append(
                 f"the trusted model is the one that the run or its server named, {name}: a wrong one used all the time "

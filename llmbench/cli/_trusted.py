@@ -13,6 +13,7 @@ from llmbench.loadgen.client import Timeouts
 from llmbench.loadgen.target import locate
 from llmbench.serving.offline import LLM
 from llmbench.tokenizer import Tokenizer, embedded_path
+from llmbench.weights.model import open_model
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -26,6 +27,7 @@ class Trusted:
 
     def __init__(self, model: str, engine: str, tokenizer: Path | None) -> None:
         """Raises InputError when it cannot be opened."""
+        self._spec = model
         self._llm = LLM(model, engine, tokenizer=None if tokenizer is None else str(tokenizer))
         self.dtype = self._llm.dtype
         self.name = f"{model} on {engine} ({self.dtype})"
@@ -37,6 +39,11 @@ class Trusted:
     @property
     def eos_ids(self) -> Collection[int]:
         return self._llm.eos_ids
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of its weights, as a server tells it at /identity."""
+        return open_model(self._spec).identity()
 
     def logits(self, ids: Ids) -> Float32:
         """The logits after each id, float32 [n, V]."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from llmbench import chain
@@ -20,6 +21,7 @@ from llmbench.cli import app
 from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.logits.store import Store, Writer
 from llmbench.serving.launch import launched
+from llmbench.tokenizer import embedded_path
 from tests.accuracy.cheats import Cheat, Excusing, Honest, Remembering, Trick, Truncating
 from tests.conftest import ROOT
 
@@ -158,6 +160,34 @@ def test_a_smaller_model_during_the_timed_run_is_caught(stacks: Stacks, tmp_path
     seen = verdicts(found)
     assert (seen["A1"], seen["A9"]) == ({"failed"}, {"failed"})
     assert seen["A6"] == {"passed"}  # a server may say of itself what it likes
+
+
+def with_eight_bits(folder: Path) -> Path:
+    """The embedded model with every matrix rounded to eight bits, row by row."""
+    folder.mkdir()
+    source = embedded_path().parent
+    tensors = load_file(source / "model.safetensors")
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and "embed" not in name:
+            values = tensor.astype(np.float32)
+            scale = np.abs(values).max(axis=1, keepdims=True) / 127 + 1e-12
+            tensors[name] = (np.round(values / scale) * scale).astype(tensor.dtype)
+    save_file(tensors, folder / "model.safetensors")
+    for name in ("config.json", "tokenizer.model"):
+        shutil.copy(source / name, folder / name)
+    return folder
+
+
+def test_coarser_weights_than_the_declared_ones_are_caught(tmp_path: Path) -> None:
+    """Their answers read as well, and their questions are answered as well: only the tokens' gaps tell."""
+    with launched(["--model", str(with_eight_bits(tmp_path / "coarse")), "--threads", "1"]) as server:
+        run = perf(server.url, tmp_path / "results", "-n", "60", "--max-new-tokens", "32")
+    status, found = audit(run, *ENOUGH, "--only", "A1,A4,A5,A6,A10")
+    assert status == 1
+    assert verdicts(found)["A1"] == {"failed"}
+    assert "failed" not in set().union(*(these for test, these in verdicts(found).items() if test != "A1"))
+    notes = json.loads((run / "findings.json").read_text())["notes"]
+    assert any(note.startswith("the server said that its weights are ") for note in notes)
 
 
 def test_swapped_and_missing_rows_are_caught(stacks: Stacks, honest: Path, tmp_path: Path) -> None:
