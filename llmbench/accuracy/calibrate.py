@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from llmbench import __version__
 from llmbench.accuracy import judge
-from llmbench.accuracy.blocks import num_threads
-from llmbench.accuracy.compare import Comparison, Options, compare
+from llmbench.accuracy.compare import Comparison, compare
 from llmbench.accuracy.describe import Line
 from llmbench.accuracy.join import AFTER_DIVERGENCE, join
 from llmbench.accuracy.judge import HALF
@@ -105,7 +104,7 @@ def calibrate(settings: Settings, base: Path, again: Path, batch: Path) -> Repor
     Raises InvalidMeasurement where they are not captures of the same, or not of that batch.
     """
     names = {again: "run again", batch: f"batch {settings.batch_size}"}
-    found = {path: compare(base, path, Options(threads=num_threads())) for path in names}
+    found = {path: compare(base, path) for path in names}
     noises = tuple(
         Noise(
             name=names[path],

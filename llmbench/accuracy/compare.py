@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.accuracy import judge, measure, profiles
-from llmbench.accuracy.blocks import Work, num_threads
+from llmbench.accuracy.blocks import Work, num_processes
 from llmbench.accuracy.join import AFTER_DIVERGENCE, AT_DIVERGENCE, Joined, JoinedBy, join
 from llmbench.accuracy.measure import ATOL, FIGURES, RTOL, Figures, Int64
 from llmbench.accuracy.sides import ContestSide, Finding, Side, StoreSide, dtype_of, open_side
@@ -40,7 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ulp: bool = False
     load_batch: float | None = None
     config: str | None = None
-    threads: int | None = None
+    processes: int | None = None
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,7 +177,7 @@ def compare(base: Path, new: Path, options: Options = Options()) -> tuple[Compar
         joined = join(*sides)
         scored = np.flatnonzero(joined.status != AFTER_DIVERGENCE)
         work = Work(*sides, joined.base[scored], joined.new[scored], ulp=options.ulp)
-        work.run(options.threads or num_threads())
+        work.run(options.processes or num_processes())
         seen = _Seen(*sides, joined, scored, work, name, profile, options)
         return seen.comparison(time.perf_counter() - start), seen.rows
     finally:

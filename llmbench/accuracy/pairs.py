@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.accuracy import compare, judge
-from llmbench.accuracy.blocks import Work, num_threads
+from llmbench.accuracy.blocks import Work, num_processes
 from llmbench.accuracy.join import AFTER_DIVERGENCE, status_of
 from llmbench.accuracy.profiles import Profile
 from llmbench.accuracy.sides import Int64, StoreSide
@@ -76,7 +76,7 @@ def judged(base: StoreSide, new: StoreSide, pairs: Pairs, profile: Profile) -> J
     """Measure the pairs that may be compared, and judge them. Reads their values."""
     scored = np.flatnonzero(pairs.status != AFTER_DIVERGENCE)
     work = Work(base, new, pairs.base[scored], pairs.new[scored], ulp=False)
-    work.run(num_threads())
+    work.run(num_processes())
     finite = work.figures["finite"]
     figures = work.figures[finite]
     seen = judge.Evidence(figures, new.rows["batch"][pairs.new[scored]][finite], profile.margin, None)

@@ -280,8 +280,8 @@ class Store:
     ) -> npt.NDArray[np.bool_]:
         """`read` of as many rows of two stores; gives which are equal bit by bit, bool [m].
 
-        Rows of which checksums differ are not; only the others are looked at. `other_out` is left as it was when all
-        rows are equal.
+        Rows of which checksums differ are not; only the others are looked at. `other_out` may be left as it was
+        where rows are equal.
         """
         equal: npt.NDArray[np.bool_] = self.table["checksum"][numbers] == other.table["checksum"][other_numbers]
         kinds = self._kind_of_all(numbers), other._kind_of_all(other_numbers)
@@ -298,10 +298,11 @@ class Store:
             for run in store._runs(which):
                 store._fill(run, room[at : at + len(run)])
                 at += len(run)
-        equal &= (bits[0] == bits[1]).all(axis=1)
-        unpack(bits[0], out)
-        if not equal.all():
-            unpack(bits[1], other_out)
+        for i in range(len(numbers)):  # row by row, so that each stays in a core's cache from pass to pass
+            equal[i] = equal[i] and np.array_equal(bits[0][i], bits[1][i])
+            unpack(bits[0][i], out[i])
+            if not equal[i]:
+                unpack(bits[1][i], other_out[i])
         return equal
 
     def _kind_of_all(self, numbers: Int64) -> int | None:

@@ -8,11 +8,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from llmbench.accuracy.blocks import Work
 from llmbench.accuracy.compare import Options, compare
 from llmbench.accuracy.describe import lines
 from llmbench.accuracy.drill import look
 from llmbench.accuracy.judge import FIGURES, wilson, would_be_seen
 from llmbench.accuracy.profiles import PROFILES
+from llmbench.accuracy.sides import open_side
 from llmbench.cli._acc_files import Outputs, write
 from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.logits.store import Store, Tier
@@ -170,14 +172,23 @@ def test_a_capture_that_broke_off_is_compared_as_far_as_it_goes(tmp_path: Path) 
     assert compared(base, new, allow_missing=1).verdict == "passed"
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_threads_change_nothing(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processes", [1, 3])
+def test_processes_change_nothing(tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmbench.accuracy.blocks.BLOCK_VALUES", 3 * VOCAB)
     rows = answers([f"r{i}" for i in range(9)], 7)
     base, new = store(tmp_path / "base", rows), store(tmp_path / "new", noisy(rows, 0.01))
-    _, one = compare(base, new, Options(threads=threads))
-    _, two = compare(base, new, Options(threads=2))
+    _, one = compare(base, new, Options(processes=processes))
+    _, two = compare(base, new, Options(processes=2))
     assert one.figures.tobytes() == two.figures.tobytes()
+
+
+def test_what_another_process_cannot_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmbench.accuracy.blocks.BLOCK_VALUES", VOCAB)  # a block for each row
+    rows = answers(["r1"], 2)
+    base, new = (open_side(store(tmp_path / name, rows)) for name in ("base", "new"))
+    (tmp_path / "new" / "part-0000.f32").write_bytes(b"\0" * 4 * VOCAB)  # the second row has gone since it was opened
+    with pytest.raises(InputError, match="got shorter while it was read"):
+        Work(base, new, np.arange(2), np.arange(2), ulp=False).run(2)
 
 
 def test_the_screen_fits_into_25_lines_and_begins_with_the_verdict(tmp_path: Path) -> None:
