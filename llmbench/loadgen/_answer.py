@@ -62,7 +62,8 @@ class Answer:
         for delta in decoder.close() if data is None else decoder.feed(data):
             tokens += delta.num_tokens
             record.num_pieces += delta.num_tokens > 0
-            record.token_ids += delta.token_ids
+            if delta.token_ids:
+                record.token_ids += delta.token_ids
             if delta.text:
                 self._pieces.append(delta.text)
             if delta.assumed:

@@ -22,6 +22,9 @@ class _Expect(Enum):
     NOTHING = auto()
 
 
+_CHUNK_SIZE, _NOTHING = _Expect.CHUNK_SIZE, _Expect.NOTHING  # an Enum's members are found slowly
+
+
 class ResponseParser:
     """Parses one response. `status` is 0 until the head is whole, and `chunked` until it says how the body ends;
     `headers` have lower-case names.
@@ -38,12 +41,14 @@ class ResponseParser:
 
     @property
     def complete(self) -> bool:
-        return self._expect is _Expect.NOTHING
+        return self._expect is _NOTHING
 
     def feed(self, data: bytes) -> bytes:
         """The body bytes in this piece of input. Raises HttpError when it is not HTTP, or longer than the response."""
         if self._buffer:
             data, self._buffer = self._buffer + data, b""
+        elif self._expect is _CHUNK_SIZE and (chunk := _one_chunk(data)):
+            return chunk
         body: list[bytes] = []
         position = 0
         if self._expect is _Expect.HEAD:
@@ -156,6 +161,19 @@ class ResponseParser:
         if self._left < 0:
             raise HttpError(f"wrong chunk size {digits[:20]!r}")
         self._expect = _Expect.CHUNK if self._left else _Expect.TRAILERS
+
+
+def _one_chunk(data: bytes) -> bytes:
+    """What is in the one chunk that the data is, as almost all reads are; nothing when it is not."""
+    end = data.find(b"\r\n", 0, _PLAIN_SIZE_BYTES)
+    digits = data[:end]
+    if end < 1 or not digits.isalnum() or not data.endswith(b"\r\n"):
+        return b""
+    try:
+        size = int(digits, 16)
+    except ValueError:
+        return b""
+    return data[end + 2 : -2] if len(data) == end + size + 4 else b""
 
 
 def _whole_chunks(data: bytes, position: int, body: list[bytes]) -> int:

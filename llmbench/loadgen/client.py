@@ -22,7 +22,8 @@ from llmbench.types import Request
 
 _MOST_HELD = 16  # reads of one response: their parsing must not hold up the stamps of others
 _HELD_NS = 1_000_000_000  # and no longer than that, whatever a server sends
-_END_BYTES = 5
+_END_BYTES = 5  # less may be the last part of an end that was cut
+_ENDS = (b"\r\n\r\n", b"\n\n")
 _MAX_IDLE_S = 2.0  # common servers drop idle connections after 5 s (uvicorn); a reuse must not race with that
 
 Finished = Callable[[Record], None]
@@ -223,6 +224,7 @@ class Exchange:
         self._connection: _Connection | None = None
         self._parser = ResponseParser()
         self._held: list[tuple[int, bytes]] = []
+        self._each = True  # read is parsed at once
         self._read_ns = 0
         self._over = False
 
@@ -243,14 +245,7 @@ class Exchange:
         """
         self._read_ns = stamp_ns
         self._held.append((stamp_ns, data))
-        if (
-            len(self._held) == _MOST_HELD
-            or not self.record.stamps_ns
-            or not self._parser.chunked
-            or len(data) < _END_BYTES  # the last part of an end that was cut
-            or b"\r\n\r\n" in data
-            or data.endswith(b"\n\n")
-        ):
+        if self._each or len(self._held) == _MOST_HELD or len(data) < _END_BYTES or data.endswith(_ENDS):
             self._parse()
 
     def _parse(self) -> None:
@@ -263,6 +258,7 @@ class Exchange:
                     connection.transport.abort()
                 return
             self._take(stamp_ns, data)
+        self._each = not (self.record.stamps_ns and self._parser.chunked)
 
     def _take(self, stamp_ns: int, data: bytes) -> None:
         record = self.record

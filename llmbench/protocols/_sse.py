@@ -58,9 +58,9 @@ class Events:
     def feed(self, data: bytes) -> list[bytes]:
         """The data of the events that these bytes complete."""
         end = len(data) - 2
-        if data.find(b"\n") == end and data.endswith(b"\n\n") and data.startswith(b"data: ") and self._fresh:
+        if data.find(b"\n") == end and data.endswith(b"\n\n") and data.startswith(b"data: ") and self.fresh:
             return [data[6:end].removesuffix(b"\r")]  # one whole event, as servers send them
-        if data.endswith(b"\n\n") and self._fresh and b"\r" not in data:
+        if data.endswith(b"\n\n") and self.fresh and b"\r" not in data:
             events = data[:end].split(b"\n\n")
             if data.count(b"\n") == 2 * len(events) and all(event.startswith(b"data: ") for event in events):
                 return [event[6:] for event in events]  # several, of one line each
@@ -73,7 +73,8 @@ class Events:
         return (self._line(line) if line else []) + self._line(b"")
 
     @property
-    def _fresh(self) -> bool:
+    def fresh(self) -> bool:
+        """Whether nothing is left of what was fed."""
         return not self._rest and not self._data
 
     def _line(self, line: bytes) -> list[bytes]:
@@ -145,11 +146,26 @@ class JsonDecoder:
         self._reader = reader
         self._again = again
         self._before = self._behind = b""
+        self._event_before = self._event_behind = b""  # the same of a whole event, while one may come
         self._ended = False
 
     def feed(self, data: bytes) -> list[Delta]:
         """The Deltas that these bytes complete."""
-        return self._take(self._frames.feed(data))
+        before, behind = self._event_before, self._event_behind
+        if before and data.startswith(before) and data.endswith(behind) and self._again is not None:
+            text = _plain(data[len(before) : -len(behind)])
+            if text:
+                return [self._again(text)]
+        deltas = self._take(self._frames.feed(data))
+        self._expect()
+        return deltas
+
+    def _expect(self) -> None:
+        """Whether the next bytes may be an event like the one before, and how it would be framed."""
+        whole = isinstance(self._frames, Events) and self._frames.fresh and self._before and not self._ended
+        self._event_before, self._event_behind = (
+            (b"data: " + self._before, self._behind + b"\n\n") if whole else (b"", b"")
+        )
 
     def close(self) -> list[Delta]:
         """What is left, or an error when the answer never said that it was finished."""
