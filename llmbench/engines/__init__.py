@@ -7,7 +7,8 @@ The KV cache is paged: position p of a sequence lies in block `block_table[p // 
 the scheduler, not the engine, decides which blocks are whose.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from llmbench.weights.model import Model
 
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
+Intp = npt.NDArray[np.intp]
 
 SAMPLING = np.dtype(
     [
@@ -39,7 +41,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`num_blocks` None lets the engine choose from the model and the free memory; `threads`, of this rank, None uses
     every core; `step_time_s` is how long a step of the stub takes, other engines take the time they need. With
     `warm_up` an engine that compiles does so for the usual shapes before the first step. `model_cfg_path` is a predict
-    YAML of MindFormers, for the engine of this name.
+    YAML of MindFormers, for the engine of this name. `dtype` None is the engine's own; another one is to be among the
+    `DTYPES` of its module.
     """
 
     num_blocks: int | None = None
@@ -49,6 +52,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     step_time_s: float = 0.0
     warm_up: bool = False
     model_cfg_path: str | None = None
+    dtype: str | None = None
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +119,26 @@ class Engine(Protocol):
         ...
 
 
+Watcher: TypeAlias = Callable[[str, Intp, Float32], None]
+"""Is shown the name of a part, which of the step's new tokens, intp [m], and what the part gave for them, float32
+[m, width]. What it writes there is what the engine goes on with."""
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """An engine that can show what its layers compute, beside being an Engine."""
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show the parts of every step from now on; None ends it. It is not for speed.
+
+        The parts, in this order: "embedding"; for each layer "layers.0.attention" and "layers.0.mlp", the hidden state
+        behind it (what was added to it, and what there was before); "norm", the normalised hidden state; "lm_head", the
+        logits. A part may come in pieces, each of other tokens. From the last layer's attention on, it may be only
+        those tokens whose logits are wanted.
+        """
+        ...
+
+
 class Group(Protocol):
     """The processes that hold one model together, as one of them sees it.
 
@@ -139,12 +163,16 @@ class Group(Protocol):
 def get(name: str, model: Model, settings: EngineSettings, group: Group | None = None) -> Engine:
     """An engine by name, its weights loaded; with a group, the part that this rank holds.
 
-    Raises InputError for an unknown engine, one that cannot run here, or not on several ranks; NotInstalled, which is
-    one too, when it needs a library that is not there.
+    Raises InputError for an unknown engine, one that cannot run here, not on several ranks, or not in the dtype that
+    the settings ask for; NotInstalled, which is one too, when it needs a library that is not there.
     """
     module = plugins.load("engines", name)
     if group is not None and not hasattr(module, "sharded"):
         raise InputError(f"engine {name}: it runs on one rank only, {group.size} were asked for")
+    dtypes = vars(module).get("DTYPES", ())
+    if settings.dtype is not None and (group is not None or settings.dtype not in dtypes):
+        known = f"on one rank it has {', '.join(dtypes)}" if dtypes else "it has its own only"
+        raise InputError(f"engine {name}: dtype {settings.dtype!r}: {known}")
     try:
         engine: Engine = module.engine(model, settings) if group is None else module.sharded(model, settings, group)
     except ModuleNotFoundError as error:
@@ -153,4 +181,13 @@ def get(name: str, model: Model, settings: EngineSettings, group: Group | None =
         raise NotInstalled(
             f"engine {name}: {error.name} is not installed; pip install 'llmbench[{_EXTRAS[error.name]}]'"
         ) from error
+    return engine
+
+
+def watchable(engine: Engine) -> Watchable:
+    """The engine as one that shows what its layers compute. Raises InputError when it does not."""
+    if not isinstance(engine, Watchable):
+        raise InputError(
+            f"engine {engine.name}: it does not show what its layers compute; numpy_llama and mindspore_llama do"
+        )
     return engine

@@ -17,9 +17,10 @@ _PADDING = 0.25  # how much shorter than the longest a sequence may be, to be pa
 
 
 class Scratch:
-    """Named float32 work arrays that grow and are used again: fresh large ones would cost page faults at each step."""
+    """Named work arrays that grow and are used again: fresh large ones would cost page faults at each step."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: npt.DTypeLike = np.float32) -> None:
+        self._dtype = dtype
         self._arrays: dict[str, Float32] = {}
         self._views: dict[str, Float32] = {}
 
@@ -34,7 +35,7 @@ class Scratch:
         size = math.prod(shape)
         flat = self._arrays.get(name)
         if flat is None or flat.size < size:
-            flat = self._arrays[name] = np.empty(size, np.float32)
+            flat = self._arrays[name] = np.empty(size, self._dtype)
         return flat[:size].reshape(shape)
 
 

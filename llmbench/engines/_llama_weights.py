@@ -1,6 +1,6 @@
 """The weights of a Llama or Qwen2 model as the NumPy engine multiplies with them.
 
-Rewritings that save calls at each step and change nothing but the last bits: the weight of an RMSNorm, and the
+Rewritings that save calls at each step and change nothing but the last bits: the weight of a layer's RMSNorm, and the
 sqrt(hidden) of its mean, are multiplied into the matrix behind it; 1/sqrt(head_dim) into q; the rows of q and k are
 reordered so that the two halves that RoPE turns into each other lie side by side, as one complex number; the gate and
 up matrices are negated, since silu(g) * u = (-g) * (-u) / (1 + exp(-g)).
@@ -31,13 +31,13 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 class LlamaWeights(msgspec.Struct, frozen=True):
-    """`head` is hidden -> vocab. Tied embeddings are in it alone: then `embedding` float32 [vocab, hidden] is None, and
-    `final_norm` [hidden], which is else in the head, is given.
+    """`head` is hidden -> vocab. Tied embeddings are in it alone: then `embedding` float32 [vocab, hidden] is None.
+    `final_norm` [hidden] is multiplied with sqrt(hidden).
     """
 
     embedding: Float32 | None
     layers: list[Layer]
-    final_norm: Float32 | None
+    final_norm: Float32
     head: Matrix
 
     def embed(self, token_ids: npt.NDArray[np.int32]) -> Float32:
@@ -45,51 +45,52 @@ class LlamaWeights(msgspec.Struct, frozen=True):
         return self.head.columns(token_ids) if self.embedding is None else self.embedding[token_ids]
 
 
-def load(model: Model, layout: Layout, workers: Workers) -> LlamaWeights:
-    """Read a model into the merged matrices, most of it block by block; no second copy of the whole is made."""
+def load(model: Model, layout: Layout, workers: Workers, dtype: npt.DTypeLike = np.float32) -> LlamaWeights:
+    """Read a model into the merged matrices, most of it block by block; no second copy of the whole is made.
+
+    What is float32 here is float64 where that is asked for.
+    """
     config = model.config
-    layers = [_layer(model, f"model.layers.{i}.", layout, workers) for i in range(config.num_layers)]
-    norm = _norm(model, "model.norm.weight")
-    head = Matrix(config.hidden_size, config.vocab_size, layout, workers)
-    if config.tie_embeddings:
-        head.fill(0, model.blocks("model.embed_tokens.weight"))
-        return LlamaWeights(embedding=None, layers=layers, final_norm=norm, head=head)
-    head.fill(0, _scaled(model, "lm_head.weight", norm))
-    embedding = model.tensor("model.embed_tokens.weight")
-    return LlamaWeights(embedding=embedding, layers=layers, final_norm=None, head=head)
+    layers = [_layer(model, f"model.layers.{i}.", layout, workers, dtype) for i in range(config.num_layers)]
+    norm = _norm(model, "model.norm.weight", dtype)
+    head = Matrix(config.hidden_size, config.vocab_size, layout, workers, dtype)
+    tied = config.tie_embeddings
+    head.fill(0, model.blocks("model.embed_tokens.weight" if tied else "lm_head.weight"))
+    embedding = None if tied else model.tensor("model.embed_tokens.weight").astype(dtype, copy=False)
+    return LlamaWeights(embedding=embedding, layers=layers, final_norm=norm, head=head)
 
 
-def _layer(model: Model, prefix: str, layout: Layout, workers: Workers) -> Layer:
+def _layer(model: Model, prefix: str, layout: Layout, workers: Workers, dtype: npt.DTypeLike) -> Layer:
     config = model.config
     hidden, ffn, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
     attention, mlp = prefix + "self_attn.", prefix + "mlp."
-    norm = _norm(model, prefix + "input_layernorm.weight")
-    qkv = Matrix(hidden, queries + 2 * keys, layout, workers)
-    qkv.fill(0, _paired(model, attention + "q_proj.weight", norm / np.float32(math.sqrt(dim))))
+    norm = _norm(model, prefix + "input_layernorm.weight", dtype)
+    qkv = Matrix(hidden, queries + 2 * keys, layout, workers, dtype)
+    qkv.fill(0, _paired(model, attention + "q_proj.weight", norm / math.sqrt(dim)))
     qkv.fill(queries, _paired(model, attention + "k_proj.weight", norm))
     qkv.fill(queries + keys, _scaled(model, attention + "v_proj.weight", norm))
-    norm = -_norm(model, prefix + "post_attention_layernorm.weight")
-    gate_up = Matrix(hidden, 2 * ffn, layout, workers)
+    norm = -_norm(model, prefix + "post_attention_layernorm.weight", dtype)
+    gate_up = Matrix(hidden, 2 * ffn, layout, workers, dtype)
     gate_up.fill(0, _scaled(model, mlp + "gate_proj.weight", norm))
     gate_up.fill(ffn, _scaled(model, mlp + "up_proj.weight", norm))
-    output, down = Matrix(queries, hidden, layout, workers), Matrix(ffn, hidden, layout, workers)
+    output, down = Matrix(queries, hidden, layout, workers, dtype), Matrix(ffn, hidden, layout, workers, dtype)
     output.fill(0, model.blocks(attention + "o_proj.weight"))
     down.fill(0, model.blocks(mlp + "down_proj.weight"))
-    bias = _qkv_bias(model, attention) if config.attention_bias else None
+    bias = _qkv_bias(model, attention, dtype) if config.attention_bias else None
     return Layer(qkv=qkv, qkv_bias=bias, output=output, gate_up=gate_up, down=down)
 
 
-def _qkv_bias(model: Model, prefix: str) -> Float32:
+def _qkv_bias(model: Model, prefix: str, dtype: npt.DTypeLike) -> Float32:
     """float32 [(heads + 2 kv_heads) * head_dim], scaled and reordered as the matrix is."""
     dim = model.config.head_dim
-    q, k, v = (model.tensor(f"{prefix}{part}_proj.bias") for part in "qkv")
-    return np.concatenate([_pair_halves(q / np.float32(math.sqrt(dim)), dim), _pair_halves(k, dim), v])
+    q, k, v = (model.tensor(f"{prefix}{part}_proj.bias").astype(dtype) for part in "qkv")
+    return np.concatenate([_pair_halves(q / math.sqrt(dim), dim), _pair_halves(k, dim), v])
 
 
-def _norm(model: Model, name: str) -> Float32:
+def _norm(model: Model, name: str, dtype: npt.DTypeLike) -> Float32:
     """float32 [hidden]: the weight of an RMSNorm times sqrt(hidden), since the engine divides by sqrt(sum(x^2))."""
-    weight: Float32 = model.tensor(name) * np.float32(math.sqrt(model.config.hidden_size))
+    weight: Float32 = model.tensor(name).astype(dtype) * math.sqrt(model.config.hidden_size)
     return weight
 
 

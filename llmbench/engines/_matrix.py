@@ -9,6 +9,7 @@ call of np.matmul goes over all of them. Where there are no such kernels, there 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -60,9 +61,14 @@ class Workers:
 
 
 class Matrix:
-    """A float32 matrix [num_in, num_out] as a list of slabs [panels, 1, depth, width], one for each range of inputs."""
+    """A matrix [num_in, num_out] as a list of slabs [panels, 1, depth, width], one for each range of inputs.
 
-    def __init__(self, num_in: int, num_out: int, layout: Layout, workers: Workers) -> None:
+    It is float32, or float64 where that is asked for; then so are its products.
+    """
+
+    def __init__(
+        self, num_in: int, num_out: int, layout: Layout, workers: Workers, dtype: npt.DTypeLike = np.float32
+    ) -> None:
         self.num_in = num_in
         self.num_out = num_out
         self._workers = workers
@@ -72,7 +78,7 @@ class Matrix:
         bounds = [num_in * i // num_slabs for i in range(num_slabs + 1)]
         self._ranges = list(itertools.pairwise(bounds))
         shapes = [(self._num_panels, 1, stop - start, self._width) for start, stop in self._ranges]
-        self._slabs: list[Float32] = [np.zeros(shape, np.float32) for shape in shapes]
+        self._slabs: list[npt.NDArray[Any]] = [np.zeros(shape, dtype) for shape in shapes]
         # rows of a product at once: so few that it still counts as small
         self._rows = _SMALL // (shapes[-1][2] * self._width) if layout.width else None
 

@@ -6,6 +6,7 @@ Matrices are [in, out], which MindSpore's CPU kernels multiply by faster than by
 """
 
 import math
+from collections.abc import Callable
 
 import mindspore as ms
 import msgspec
@@ -227,6 +228,19 @@ class Layer(_Cell):
         lens: Tensor,
     ) -> Tensor:
         """x [T, hidden] -> [T, hidden]; cos and sin [T, 1, head_dim]."""
+        return self.feed(self.attend(x, cos, sin, write_at, read_at, mask, lens))
+
+    def attend(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        write_at: Tensor,
+        read_at: Tensor,
+        mask: Tensor,
+        lens: Tensor,
+    ) -> Tensor:
+        """x and what attention adds to it."""
         num, heads, kv, dim = x.shape[0], self.num_heads, self.num_kv_heads, self.head_dim
         qkv = self.multiply(self.input_norm(x), self.qkv)
         if self.has_bias:
@@ -238,7 +252,10 @@ class Layer(_Cell):
         q = self.slice(turned, (0, 0, 0), (num, heads, dim))
         k = self.slice(turned, (0, heads, 0), (num, kv, dim))
         v = self.slice(qkv, (0, heads + kv, 0), (num, kv, dim))
-        x = x + self.multiply(self.attention(q, k, v, write_at, read_at, mask, lens), self.output)
+        return x + self.multiply(self.attention(q, k, v, write_at, read_at, mask, lens), self.output)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """x and what the MLP adds to it."""
         gate, up = self.halves(self.multiply(self.mlp_norm(x), self.gate_up))
         return x + self.multiply(self.silu(gate) * up, self.down)
 
@@ -272,6 +289,15 @@ class Decoder(_Cell):
         `ids` and `positions` int32 [n, q]; `slots` int32 [T]: where each token's key and value go; `tables` int32
         [n, W].
         """
+        x, cos, sin, write_at, read_at, mask, lens = self.enter(ids, positions, slots, tables)
+        for layer in self.layers:
+            x = layer(x, cos, sin, write_at, read_at, mask, lens)
+        return self.project(self.norm(self.gather(x, rows, 0)))
+
+    def enter(
+        self, ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The embeddings [T, hidden], and what else every layer is called with."""
         num, steps = ids.shape
         at = self.reshape(positions, (num * steps,))
         x = self.gather(self.embedding, self.reshape(ids, (num * steps,)), 0)
@@ -280,11 +306,83 @@ class Decoder(_Cell):
         place = self.slice(self.places, (0,), (tables.shape[1] * self.block_size,))
         mask = self.select(place <= self.reshape(positions, (num, 1, 1, steps, 1)), self.visible, self.hidden)
         write_at, read_at = self.layers[0].attention.places(slots, tables)
-        for layer in self.layers:
-            x = layer(x, cos, sin, write_at, read_at, mask, at + 1)
-        x = self.norm(self.gather(x, rows, 0))
+        return x, cos, sin, write_at, read_at, mask, at + 1
+
+    def project(self, x: Tensor) -> Tensor:
+        """float32 [m, vocab] of normalised hidden states [m, hidden]."""
         logits = self.multiply_tied(x, self.embedding) if self.tied else self.multiply(x, self.head)
         return self.cast(logits, ms.float32)
+
+
+class Entrance(nn.Cell):
+    """What a decoder does before its layers, as a graph of its own: so that what it gives can be seen, and changed."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def construct(self, ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor) -> tuple[Tensor, ...]:
+        """As Decoder.enter."""
+        return self.decoder.enter(ids, positions, slots, tables)
+
+
+class Attend(nn.Cell):
+    """The attention of one layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def construct(
+        self, x: Tensor, cos: Tensor, sin: Tensor, write_at: Tensor, read_at: Tensor, mask: Tensor, lens: Tensor
+    ) -> Tensor:
+        """As Layer.attend."""
+        return self.layer.attend(x, cos, sin, write_at, read_at, mask, lens)
+
+
+class Feed(nn.Cell):
+    """The MLP of one layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def construct(self, x: Tensor) -> Tensor:
+        """As Layer.feed."""
+        return self.layer.feed(x)
+
+
+class Project(nn.Cell):
+    """The head."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def construct(self, x: Tensor) -> Tensor:
+        """As Decoder.project."""
+        return self.decoder.project(x)
+
+
+class Parts:
+    """A decoder part by part, each shown before the next one begins."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._entrance = Entrance(decoder)
+        self._layers = [(Attend(layer), Feed(layer)) for layer in decoder.layers]
+        self._norm = decoder.norm
+        self._project = Project(decoder)
+
+    def __call__(
+        self, show: Callable[[str, Tensor], Tensor], ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor
+    ) -> Tensor:
+        """float32 [T, vocab] of all tokens. `show` gives what to go on with, of the same shape and dtype."""
+        x, *shared = self._entrance(ids, positions, slots, tables)
+        x = show("embedding", x)
+        for i, (attend, feed) in enumerate(self._layers):
+            x = show(f"layers.{i}.attention", attend(x, *shared))
+            x = show(f"layers.{i}.mlp", feed(x))
+        return show("lm_head", self._project(show("norm", self._norm(x))))
 
 
 class Cleaner(nn.Cell):

@@ -61,13 +61,13 @@ def used_blocks(batch: Batch, block_size: int) -> npt.NDArray[np.int32]:
     return used
 
 
-def check_memory(model: Model) -> None:
-    """Raise InputError when the weights do not fit into the free memory, in float32."""
-    needed, free = 4 * model.config.num_parameters, psutil.virtual_memory().available
+def check_memory(model: Model, itemsize: int = 4) -> None:
+    """Raise InputError when the weights do not fit into the free memory, in numbers of `itemsize` bytes."""
+    needed, free = itemsize * model.config.num_parameters, psutil.virtual_memory().available
     if needed > 0.9 * free:
         raise InputError(
-            f"model {model.name}: its weights take {needed / 1e9:.1f} GB in float32, {free / 1e9:.1f} GB are free;"
-            " take a smaller one, or random:<preset>,layers=N for fewer layers"
+            f"model {model.name}: its weights take {needed / 1e9:.1f} GB in float{8 * itemsize}, {free / 1e9:.1f} GB"
+            " are free; take a smaller one, or random:<preset>,layers=N for fewer layers"
         )
 
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench.engines import Batch, Capacity, EngineSettings, StepResult
+from llmbench.engines import Batch, Capacity, EngineSettings, StepResult, Watcher
 from llmbench.engines import _mindspore_home as home
 from llmbench.engines import _step as step
 from llmbench.errors import ServingError
@@ -104,6 +104,8 @@ class MindsporeLlama:
         self._cleaner: Any = cells.Cleaner(self._decoder, model.config, settings.block_size, operators.dtype)
         self._compiled: set[Shape] = set()
         self.compiled_s = 0.0
+        self._watcher: Watcher | None = None
+        self._parts: Any = None
         if settings.warm_up:
             self._warm_up()
 
@@ -124,9 +126,17 @@ class MindsporeLlama:
             self._forget(batch)
             raise
 
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show what the layers compute, see engines.Watchable: each part is a graph of its own then."""
+        from llmbench.engines import _mindspore_cells as cells
+
+        self._watcher = watcher
+        if watcher is not None and self._parts is None:
+            self._parts = cells.Parts(self._decoder)
+
     def close(self) -> None:
         """Give back the weights and the cache."""
-        self._decoder = self._cleaner = None
+        self._decoder = self._cleaner = self._parts = None
 
     def _call(self, batch: Batch, call: Call, rows: Intp, logits: Float32) -> None:
         """Run one call, and put those of its rows that are wanted where they belong."""
@@ -135,14 +145,19 @@ class MindsporeLlama:
         starts = np.cumsum(batch.query_lens, dtype=np.intp)[call.members] - query_lens + call.first
         longest = int((batch.context_lens[call.members] - query_lens).max()) + call.first + call.num
         shape = self._sizes.shape(len(call.members), call.num, longest, every_row=scored)
-        found = self._run(shape, *self._arrays(batch, call, starts, shape))
+        arrays = self._arrays(batch, call, starts, shape)
         if shape.steps == 1:
             there = starts
         else:
             there = np.arange(starts[0] if scored else starts[0] + call.num - 1, starts[0] + call.num)
+        if self._watcher is None:
+            found = self._run(shape, *arrays).asnumpy()
+        else:
+            tokens = starts if shape.steps == 1 else np.arange(starts[0], starts[0] + call.num)
+            found = self._show(self._watcher, tokens, *arrays)
         wanted = np.isin(there, rows)
         if wanted.any():
-            logits[np.searchsorted(rows, there[wanted])] = found.asnumpy()[: len(there)][wanted]
+            logits[np.searchsorted(rows, there[wanted])] = found[: len(there)][wanted]
 
     def _arrays(self, batch: Batch, call: Call, starts: Intp, shape: Shape) -> tuple[Int32, Int32, Int32, Int32, Int32]:
         """The inputs of the decoder, padded to a bucket: padding tokens have position 0 in the padding block."""
@@ -182,6 +197,22 @@ class MindsporeLlama:
             self.compiled_s += took_s
             _log.info("compiled %s in %.1f s", _text(shape, self._block_size), took_s)
         return logits
+
+    def _show(self, watcher: Watcher, tokens: Intp, *arrays: Int32) -> Float32:
+        """The logits [rows, vocab], each part shown to the watcher: its first rows are of these tokens of the step."""
+        import mindspore
+
+        def show(part: str, x: Any) -> Any:
+            values = np.array(x.astype(mindspore.float32).asnumpy())
+            watcher(part, tokens, values[: len(tokens)])
+            return mindspore.Tensor(values).astype(x.dtype)
+
+        *inputs, rows = arrays
+        try:
+            logits: Float32 = self._parts(show, *map(mindspore.Tensor, inputs)).asnumpy()
+        except (RuntimeError, ValueError, TypeError) as error:  # what MindSpore raises
+            raise ServingError(f"mindspore: {home.reason(error)}") from error
+        return logits[rows]
 
     def _warm_up(self) -> None:
         """Compile the graphs of the usual buckets, each by running it on padding."""

@@ -1,4 +1,7 @@
-"""Llama and Qwen2 in NumPy: float32, paged KV cache, prefill and decode mixed in one step; runs wherever NumPy does."""
+"""Llama and Qwen2 in NumPy: float32, paged KV cache, prefill and decode mixed in one step; runs wherever NumPy does.
+
+As a reference for other engines it also computes in float64, and as an engine of 16 bits would, see RoundedLlama.
+"""
 
 import math
 
@@ -6,10 +9,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench.engines import Batch, Capacity, EngineSettings, Group, StepResult
+from llmbench.engines import Batch, Capacity, EngineSettings, Group, StepResult, Watcher
 from llmbench.engines import _attention as attention
 from llmbench.engines import _llama_weights as weights
 from llmbench.engines import _matrix as matrix
+from llmbench.engines import _rounding as rounding
 from llmbench.engines import _step as step
 from llmbench.engines._blas import available_threads, has_small_matrix_kernels, set_threads
 from llmbench.errors import ServingError
@@ -21,6 +25,7 @@ Int32 = npt.NDArray[np.int32]
 Intp = npt.NDArray[np.intp]
 Float32 = npt.NDArray[np.float32]
 
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 _CACHE_SHARE = 0.25  # of the memory still free once the weights are there
 _MLP_ROWS = 256  # tokens that go through an MLP at once: bounds its work array
 
@@ -41,25 +46,32 @@ class NumpyLlama:
     """The engine; the cache is float32 [layers, blocks, block_size, 2 kv_heads, head_dim], keys before values."""
 
     name = "numpy_llama"
-    dtype = "float32"
+    dtype: str
     compiled_s = 0.0
 
-    def __init__(self, model: Model, settings: EngineSettings, num_ranks: int = 1) -> None:
-        """Load a model, which is the part of one rank where there are several on this machine."""
+    def __init__(
+        self, model: Model, settings: EngineSettings, num_ranks: int = 1, dtype: npt.DTypeLike = np.float32
+    ) -> None:
+        """Load a model, which is the part of one rank where there are several on this machine.
+
+        What is said to be float32 here and below is of `dtype`.
+        """
         config = model.config
         self._config = config
+        self.dtype = np.dtype(dtype).name
         self._vocab_size = config.vocab_size
         self._heads = attention.Heads(config.num_heads, config.num_kv_heads, config.head_dim)
         self._workers, layout = _share_out(settings.threads or available_threads())
-        self._weights = weights.load(model, layout, self._workers)
+        self._weights = weights.load(model, layout, self._workers, dtype)
         self._block_size = settings.block_size
         num_blocks = settings.num_blocks or step.choose_num_blocks(config, settings, _CACHE_SHARE / num_ranks)
         shape = (config.num_layers, num_blocks, settings.block_size, 2 * config.num_kv_heads, config.head_dim)
-        self._cache: Float32 = np.zeros(shape, np.float32)
+        self._cache: Float32 = np.zeros(shape, dtype)
         self._max_model_len = min(config.max_positions, num_blocks * settings.block_size)
-        self._rotations = _rotations(config, self._max_model_len)
-        self._scratches = [attention.Scratch() for _ in range(self._workers.num_threads)]
+        self._rotations = _rotations(config, self._max_model_len, dtype)
+        self._scratches = [attention.Scratch(dtype) for _ in range(self._workers.num_threads)]
         self._scratch = self._scratches[0]
+        self._watcher: Watcher | None = None
 
     def capacity(self) -> Capacity:
         """What this engine can hold."""
@@ -72,7 +84,11 @@ class NumpyLlama:
         with np.errstate(over="ignore"):  # exp(-gate) of a very negative gate: infinite, and silu then rightly 0
             hidden = self._layers(batch, plan)
             logits = self._head(hidden)
-        return self._choose(batch, logits)
+        return self._choose(batch, plan, logits)
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show what the layers compute; see engines.Watchable."""
+        self._watcher = watcher
 
     def close(self) -> None:
         """Give back the weights and the cache."""
@@ -82,8 +98,10 @@ class NumpyLlama:
         self._scratches.clear()
         self._scratch = attention.Scratch()
 
-    def _choose(self, batch: Batch, logits: Float32) -> StepResult:
+    def _choose(self, batch: Batch, plan: Plan, logits: Float32) -> StepResult:
         """The tokens, from logits [m, vocab]."""
+        if self._watcher is not None:
+            self._show("lm_head", logits, plan)
         try:
             return step.result(batch, logits)
         except ServingError:
@@ -118,17 +136,27 @@ class NumpyLlama:
         return attention.Prompt(end - query_len, end, context_len, table, fresh=query_len == context_len)
 
     def _layers(self, batch: Batch, plan: Plan) -> Float32:
-        """float32 [m, hidden] behind all layers, of the tokens whose logits are wanted."""
+        """float32 [m, hidden] behind all layers and the last norm, of the tokens whose logits are wanted."""
         x = self._embed(batch.token_ids)
+        if self._watcher is not None:
+            self._show("embedding", x, plan)
         last = self._config.num_layers - 1
         for i, layer in enumerate(self._weights.layers):
             attended = self._attend(layer, self._cache[i], x, plan)
             if i == last:  # behind the last keys and values, only the rows that give logits matter
                 x, attended = x[plan.logit_rows], attended[plan.logit_rows]
             x += self._row_parallel(layer.output, attended, "added")
+            if self._watcher is not None:
+                self._show(f"layers.{i}.attention", x, plan)
             for row in range(0, len(x), _MLP_ROWS):
                 self._mlp(layer, x[row : row + _MLP_ROWS])
-        return x
+            if self._watcher is not None:
+                self._show(f"layers.{i}.mlp", x, plan)
+        hidden = self._normalised(x)
+        hidden *= self._weights.final_norm
+        if self._watcher is not None:
+            self._show("norm", hidden, plan)
+        return hidden
 
     def _attend(self, layer: weights.Layer, cache: Float32, x: Float32, plan: Plan) -> Float32:
         """float32 [T, heads * head_dim]; writes the new keys and values of this layer."""
@@ -137,8 +165,7 @@ class NumpyLlama:
         if layer.qkv_bias is not None:
             qkv += layer.qkv_bias
         qkv = qkv.reshape(num, -1, heads.head_dim)
-        turned = qkv[:, : heads.num_heads + heads.num_kv_heads].view(np.complex64)
-        turned *= plan.rotations
+        self._turn(qkv, plan)
         cache.reshape(-1, *cache.shape[2:])[plan.slots] = qkv[:, heads.num_heads :]
         out = self._scratch.get("attended", num, heads.num_heads, heads.head_dim)
         if plan.groups:
@@ -146,6 +173,11 @@ class NumpyLlama:
         for prompt in plan.prompts:
             self._prefill(prompt, qkv, cache, out)
         return out.reshape(num, -1)
+
+    def _turn(self, qkv: Float32, plan: Plan) -> None:
+        """RoPE: queries and keys of qkv [T, heads + 2 kv_heads, head_dim], in place."""
+        turned = qkv[:, : self._heads.num_heads + self._heads.num_kv_heads].view(self._rotations.dtype)
+        turned *= plan.rotations
 
     def _decode(self, groups: list[attention.DecodeGroup], qkv: Float32, cache: Float32, out: Float32) -> None:
         heads = self._heads
@@ -192,12 +224,10 @@ class NumpyLlama:
         normalised: Float32 = np.divide(x, squares[:, None], out=self._scratch.get("normalised", *x.shape))
         return normalised
 
-    def _head(self, x: Float32) -> Float32:
+    def _head(self, hidden: Float32) -> Float32:
         """float32 [m, vocab]."""
-        hidden = self._normalised(x)
-        if self._weights.final_norm is not None:
-            hidden *= self._weights.final_norm
-        return self._weights.head.multiply(hidden, np.empty((len(x), self._weights.head.padded), np.float32))
+        head = self._weights.head
+        return head.multiply(hidden, np.empty((len(hidden), head.padded), hidden.dtype))
 
     def _multiply(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
         """float32 [T, num_out], in a work array of this name."""
@@ -208,6 +238,49 @@ class NumpyLlama:
     def _embed(self, token_ids: Int32) -> Float32:
         """float32 [T, hidden]."""
         return self._weights.embed(token_ids)
+
+    def _show(self, part: str, x: Float32, plan: Plan) -> None:
+        """Let the watcher see what a part gave; behind the last layer's attention, that is for the logits' tokens."""
+        tokens = plan.logit_rows if len(x) == len(plan.logit_rows) else np.arange(len(x))
+        if self._watcher is not None:
+            self._watcher(part, tokens, x)
+
+
+class RoundedLlama(NumpyLlama):
+    """What an engine of 16 bits gives: products are added up in float32, as such engines do, and what they would store
+    is rounded: weights, each product, normalised and hidden states, queries, keys and values, and the logits.
+    """
+
+    def __init__(self, model: Model, settings: EngineSettings, dtype: str) -> None:
+        super().__init__(rounding.rounded(model, dtype), settings)
+        self.dtype = dtype
+        self._round = rounding.IN_PLACE[dtype]
+        self.watch(None)
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Show what the layers compute; see engines.Watchable."""
+
+        def rounded(part: str, tokens: Intp, x: Float32) -> None:
+            self._round(x)
+            if watcher is not None:
+                watcher(part, tokens, x)
+                self._round(x)
+
+        super().watch(rounded)
+
+    def _turn(self, qkv: Float32, plan: Plan) -> None:
+        self._round(qkv)
+        super()._turn(qkv, plan)
+        self._round(qkv)
+
+    def _normalised(self, x: Float32) -> Float32:
+        return self._round(super()._normalised(x))
+
+    def _multiply(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
+        return self._round(super()._multiply(by, x, scratch))
+
+    def _row_parallel(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
+        return self._multiply(by, self._round(x), scratch)
 
 
 class ShardedLlama(NumpyLlama):
@@ -232,7 +305,7 @@ class ShardedLlama(NumpyLlama):
         if gathered is not None:
             num, width = part.shape
             logits = gathered.swapaxes(0, 1).reshape(num, self._group.size * width)
-            return self._choose(batch, logits[:, : self._vocab_size])
+            return self._choose(batch, plan, logits[:, : self._vocab_size])
         if not np.isfinite(hidden).all():  # then rank 0 finds no token and forgets these blocks, too
             self._forget(batch)
         num = len(batch.query_lens)
@@ -251,8 +324,12 @@ class ShardedLlama(NumpyLlama):
 
 def engine(model: Model, settings: EngineSettings) -> NumpyLlama:
     """Load a model. Raises InputError when its weights do not fit into the free memory."""
-    step.check_memory(model)
-    return NumpyLlama(model, settings)
+    dtype = settings.dtype or "float32"
+    if dtype in rounding.IN_PLACE:
+        step.check_memory(model)
+        return RoundedLlama(model, settings, dtype)
+    step.check_memory(model, np.dtype(dtype).itemsize)
+    return NumpyLlama(model, settings, dtype=dtype)
 
 
 def sharded(model: Model, settings: EngineSettings, group: Group) -> ShardedLlama:
@@ -263,13 +340,15 @@ def sharded(model: Model, settings: EngineSettings, group: Group) -> ShardedLlam
     return ShardedLlama(model, settings, group)
 
 
-def _rotations(config: ModelConfig, num_positions: int) -> npt.NDArray[np.complex64]:
+def _rotations(config: ModelConfig, num_positions: int, dtype: npt.DTypeLike) -> npt.NDArray[np.complex64]:
     """complex64 [positions, head_dim / 2]: exp(i * position * theta^(-2 j / head_dim))."""
-    # the frequencies in float32 as Hugging Face has them: at position 4000 their rounding is seen in the angle
+    # frequencies and angles in float32 as Hugging Face has them: at position 4000 their rounding is seen, so it is part
+    # of what the model is, also where the rest is computed in float64
     powers = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequencies = np.float32(1) / np.float32(config.rope_theta) ** powers
     angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
-    rotations = np.empty(angles.shape, np.complex64)
+    angles = angles.astype(dtype, copy=False)
+    rotations = np.empty(angles.shape, np.result_type(dtype, np.complex64))
     rotations.real, rotations.imag = np.cos(angles), np.sin(angles)
     return rotations
 

@@ -81,12 +81,14 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
-def reference(model: Model, ids: Ids) -> Float64:
-    """float64 [T, vocab]: the architecture written down as plainly as can be."""
+def reference(model: Model, ids: Ids, rope: type = np.float64) -> Float64:
+    """float64 [T, vocab]: the architecture written down as plainly as can be; `rope` is the dtype of RoPE's angles."""
     config = model.config
     weight = {name: model.tensor(name).astype(np.float64) for name in model.names()}
     dim, group = config.head_dim, config.num_heads // config.num_kv_heads
-    angles = np.arange(len(ids))[:, None] * config.rope_theta ** (-np.arange(0, dim, 2) / dim)
+    powers = np.arange(0, dim, 2, dtype=rope) / rope(dim)
+    angles = np.arange(len(ids), dtype=rope)[:, None] * (rope(1) / rope(config.rope_theta) ** powers)
+    angles = angles.astype(np.float64)
     cos, sin = (np.tile(f(angles), 2)[:, None] for f in (np.cos, np.sin))
 
     def norm(x: Float64, name: str) -> Float64:
@@ -197,13 +199,13 @@ def test_several_ranks_together_give_the_logits_of_the_architecture(
     assert deviation(model, [reference(model, i) for i in ids], ids, num_decoded=3, num_ranks=num_ranks) < TOLERANCE
 
 
-def hugging_face(folder: Path) -> Callable[[list[Ids]], list[Float64]]:
-    """Logits [T, vocab] of each sequence as transformers computes them in float32."""
+def hugging_face(folder: Path, dtype: str = "float32") -> Callable[[list[Ids]], list[Float64]]:
+    """Logits [T, vocab] of each sequence as transformers computes them."""
     torch = pytest.importorskip("torch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs, about themselves
         transformers = pytest.importorskip("transformers")
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     def logits(ids: list[Ids]) -> list[Float64]:
         with torch.inference_mode():
@@ -288,3 +290,46 @@ def test_the_number_of_blocks_is_chosen_for_the_longest_sequences() -> None:
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read() -> None:
     with pytest.raises(InputError, match=r"its weights take 26\d\d\.\d GB in float32, .* random:<preset>,layers=N"):
         engines.get("numpy_llama", open_model("random:llama2-13b,layers=2080"), EngineSettings())
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN2], ids=["llama-gqa", "qwen2-tied"])
+def test_in_float64_the_logits_are_those_of_the_architecture_to_the_last_digits(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    model = open_model(str(write(tmp_path, config)))
+    (ids,) = random_ids(model, 100)
+    engine = engines.get("numpy_llama", model, EngineSettings(num_blocks=7, threads=2, dtype="float64"))
+    assert engine.dtype == "float64"
+    tables = np.arange(7, dtype=np.int32)[None]
+    expected = reference(model, ids, np.float32)
+    for start, end in ((0, 40), (40, 99), (99, 100)):
+        found = step(engine, tables, (ids[start:end], end))[0]
+        assert found.dtype == np.float64
+        assert abs(found - expected[end - 1]).max() < 1e-12
+    engine.close()
+
+
+@pytest.mark.parametrize(("dtype", "epsilon"), [("float16", 2.0**-10), ("bfloat16", 2.0**-7)])
+def test_in_16_bits_what_is_kept_are_numbers_of_16_bits(tmp_path: Path, dtype: str, epsilon: float) -> None:
+    model = open_model(str(write(tmp_path, QWEN2)))
+    (ids,) = random_ids(model, 50)
+    engine = engines.get("numpy_llama", model, EngineSettings(num_blocks=4, threads=1, dtype=dtype))
+    assert engine.dtype == dtype
+    shown: dict[str, Float32] = {}
+    engines.watchable(engine).watch(lambda part, tokens, x: shown.update({part: x.copy()}))
+    found = step(engine, np.arange(4, dtype=np.int32)[None], (ids, 50))[0]
+    assert len(shown) == 1 + 2 * 3 + 2
+    for x in shown.values():
+        if dtype == "float16":
+            assert (x == x.astype(np.float16)).all()
+        else:
+            assert not (np.ascontiguousarray(x).view(np.uint32) & 0xFFFF).any()
+    error = abs(found - reference(model, ids)[-1]).max()
+    assert epsilon / 10 < error < 30 * epsilon
+
+
+def test_a_dtype_that_an_engine_does_not_have_is_refused() -> None:
+    with pytest.raises(InputError, match="engine numpy_llama: dtype 'int8': on one rank it has float32, float64, "):
+        engines.get("numpy_llama", open_model("random:tiny"), EngineSettings(dtype="int8"))
+    with pytest.raises(InputError, match="engine stub: dtype 'float16': it has its own only"):
+        engines.get("stub", open_model("random:tiny"), EngineSettings(dtype="float16"))
