@@ -27,8 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loadgen": {"protocols", "workload", "metrics"},  # metrics: calibration computes the instrument's own error
     "link": {"engines", "logits", "weights"},  # weights: the agent opens the model
     "serving": {"link", "protocols", "weights", "engines"},  # engines: offline runs one in its own process
-    # exam and metrics: their statistics
-    "accuracy": {"loadgen", "logits", "engines", "workload", "protocols", "exam", "metrics"},
+    # exam and metrics: their statistics; weights: models that are computed in this process
+    "accuracy": {"loadgen", "logits", "engines", "weights", "workload", "protocols", "exam", "metrics"},
     "evals": set(),
     "exam": {"evals", "loadgen", "protocols", "workload"},
     # an engine in this process or a server, as cases of a sweep; metrics has what a case is and what comes of it

@@ -7,7 +7,8 @@ import typer
 
 app = typer.Typer(
     help="Check the logits of a stack against base logits: `acc --base DIR` replays and compares, `acc dump` makes a "
-    "base, `acc compare` compares two captures, `acc show` looks at a row. Exit 0: passed, 1: values differ, 3: rows "
+    "base, `acc compare` compares two captures, `acc show` looks at a row, `acc bisect` names the layer in which they "
+    "part, `acc threeway` judges errors by those of the dtype. Exit 0: passed, 1: values differ, 3: rows "
     "are missing or broken, 4: inconclusive."
 )
 
@@ -31,6 +32,7 @@ ProfileName = Annotated[
 Url = Annotated[str | None, typer.Option(help="Server to ask.  [default: launch the bundled stack]")]
 ServedModel = Annotated[str | None, typer.Option(help="Model that a request names.  [default: the server's first]")]
 ApiKey = Annotated[str | None, typer.Option(envvar="LLMBENCH_API_KEY", help="Key of the server at --url.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of an engine in this process; default: all cores.")]
 
 NUM_REQUESTS, EVERY, DATASET = 500, 100, "alpaca_521"  # as the contest
 
@@ -269,6 +271,71 @@ def calibrate(
     )
     stack = _acc.Stack(model=model, engine=engine, config=config, tokenizer=tokenizer)
     raise typer.Exit(_acc_calibrate.main(settings, stack, dataset, out, json))
+
+
+@app.command()
+def bisect(
+    base: Annotated[Path | None, typer.Argument(help="Base capture, from serve --capture.")] = None,
+    new: Annotated[Path | None, typer.Argument(help="The capture that differs from it.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Model of the base; default: the capture's.")] = None,
+    base_engine: Annotated[str | None, typer.Option(help="Its engine; default: the capture's, or numpy_llama.")] = None,
+    new_model: Annotated[str | None, typer.Option(help="Model to look into; default: the capture's.")] = None,
+    new_engine: Annotated[str | None, typer.Option(help="Its engine; default: the capture's, or numpy_llama.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Without captures: a text to compute in both models.")] = None,
+    num_new: Annotated[int, typer.Option(min=0, help="With --prompt: tokens of the base's answer behind it.")] = 8,
+    profile: Annotated[str | None, typer.Option(help="What makes a row bad; as in `acc compare`.")] = None,
+    request: Annotated[str | None, typer.Option(help="Look at this request instead of the first bad one.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="And at this step of it.")] = None,
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Name the first bad request, step and layer of two captures, or of two models. Exit 0: nothing bad, 1: found."""
+    from llmbench.cli import _acc_bisect
+
+    asked = _acc_bisect.Asked(
+        base=base,
+        new=new,
+        base_model=base_model,
+        base_engine=base_engine,
+        new_model=new_model,
+        new_engine=new_engine,
+        prompt=prompt,
+        num_new=num_new,
+        profile=profile,
+        request=request,
+        step=step,
+        threads=threads,
+    )
+    raise typer.Exit(_acc_bisect.run(asked, json))
+
+
+@app.command()
+def threeway(
+    target: Annotated[str, typer.Argument(help="A capture from serve --capture, or the name of an engine.")],
+    model: Annotated[str | None, typer.Option(help="Model to judge by; default: the capture's, or embedded.")] = None,
+    target_model: Annotated[str | None, typer.Option(help="With an engine: its model, if it is another.")] = None,
+    num_requests: Annotated[int, typer.Option("-n", "--num-requests", min=1, help="The first so many.")] = 16,
+    dataset: Dataset = DATASET,
+    slack: Annotated[
+        float | None,
+        typer.Option(min=0, help="How much wider errors may be, 0.1 is 10 %; default: 3 in float32, else 0."),
+    ] = None,
+    threads: Threads = None,
+    json: Json = None,
+) -> None:
+    """Judge errors from float64 by those of a trusted engine in the same dtype. Exit 0: no worse than it, 1: worse."""
+    from llmbench.cli import _acc_threeway
+
+    asked = _acc_threeway.Asked(
+        target=target,
+        model=model,
+        target_model=target_model,
+        num_requests=num_requests,
+        dataset=dataset,
+        slack=slack,
+        threads=threads,
+    )
+    raise typer.Exit(_acc_threeway.run(asked, json))
 
 
 @app.command("convert-pickle")
