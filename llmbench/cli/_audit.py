@@ -63,6 +63,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     rows: Path | None
     head: str | None
     only: str | None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -317,14 +318,17 @@ class _Audit:
 
     def _with_server(self) -> tuple[list[Finding], session.Session | None]:
         wanted = [name for name in ("A3", "A9") if name in self._asked]
-        settings = msgspec.structs.replace(self._settings, url=self._options.url or self._settings.url)
+        url = self._options.url or self._settings.url
+        settings, how = msgspec.structs.replace(self._settings, url=url), _perf.How(headers=self._options.headers)
         say = _perf.sayer(quiet=False)
         try:
             target = self._stack.enter_context(
-                _perf.same_target(settings, self._options.url or self._trail.header.url, _perf.How(), say)
+                _perf.same_target(settings, self._options.url or self._trail.header.url, how, say)
             )
             speech = _perf.ready(settings, target, _perf.speech_of(settings, self._plan), say)
-        except ServingError as error:
+        except (ServingError, InputError) as error:
+            if self._options.url is not None:
+                raise
             return [not_applicable(name, f"needs a live server: {error}") for name in wanted], None
         now = session.read(target)
         found = []

@@ -92,7 +92,7 @@ Say = Callable[[str], None]
 
 def command(values: dict[str, Any], given: set[str]) -> int:
     """From all flags, and which of them were given, to the exit status."""
-    headers = _headers(values.pop("header") or (), values.pop("api_key"))
+    headers = headers_of(values.pop("header") or (), values.pop("api_key"))
     how = How(json=values.pop("json"), quiet=values.pop("quiet"), headers=headers)
     run, file, task = values.pop("resume"), values.pop("settings"), values.pop("task")
     for several in ("allow", "dialect_option"):
@@ -289,7 +289,7 @@ def _way(settings: Settings, how: How) -> Way:
     )
 
 
-def _headers(given: Iterable[str], api_key: str | None) -> tuple[tuple[str, str], ...]:
+def headers_of(given: Iterable[str], api_key: str | None) -> tuple[tuple[str, str], ...]:
     """The headers of the user. Raises InputError."""
     key = [] if api_key is None else [f"Authorization: Bearer {api_key}"]
     return tuple(header(text) for text in (*given, *key))

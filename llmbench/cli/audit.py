@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from llmbench.cli.perf import ApiKeyOption, HeaderOption
+
 _RUN = "run"
 
 
@@ -68,6 +70,8 @@ def run(
     ] = None,
     head: Head = None,
     only: Annotated[str | None, typer.Option(metavar="A1,A4", help="Only these tests.")] = None,
+    header: HeaderOption = None,
+    api_key: ApiKeyOption = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the findings there.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write them there as JUnit XML.")] = None,
 ) -> None:
@@ -76,7 +80,7 @@ def run(
     A1 its tokens scored by a trusted model, A2 its logit rows, A3 caches, A4 streams and lengths, A5 questions with
     known answers, A6 one server, A9 requests sent again, A10 the sealed evidence.
     """
-    from llmbench.cli import _audit
+    from llmbench.cli import _audit, _perf
 
     options = _audit.Options(
         folder=folder,
@@ -94,6 +98,7 @@ def run(
         rows=rows,
         head=head,
         only=only,
+        headers=_perf.headers_of(header or (), api_key),
     )
     raise typer.Exit(_audit.main(options, json, junit))
 

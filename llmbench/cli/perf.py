@@ -25,6 +25,14 @@ class Task(str, Enum):
     ACCURACY = "2"
 
 
+HeaderOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME:VALUE", help="Goes along with every request; is not written down.")
+]
+ApiKeyOption = Annotated[
+    str | None, typer.Option(envvar="LLMBENCH_API_KEY", help="As Authorization: Bearer; is not written down.")
+]
+
+
 def _workers(value: str) -> str | int:
     if value == "auto":
         return value
@@ -86,12 +94,8 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     idle_timeout_s: Annotated[
         float | None, typer.Option("--idle-timeout", min=0.001, help="Seconds between two reads of an answer.")
     ] = None,
-    header: Annotated[
-        list[str] | None, typer.Option(metavar="NAME:VALUE", help="Goes along with every request; is not written down.")
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="LLMBENCH_API_KEY", help="As Authorization: Bearer; is not written down.")
-    ] = None,
+    header: HeaderOption = None,
+    api_key: ApiKeyOption = None,
     cacert: Annotated[Path | None, typer.Option(help="Certificates to trust, of an https server.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Trust any https server.")] = False,
     proxy: Annotated[

@@ -389,6 +389,15 @@ def test_a_run_without_evidence_is_told_so_and_too_few_requests_prove_nothing(
     assert "perf --audit" in found["A10"][0]["why"]
 
 
+def test_a_server_that_is_gone_leaves_the_other_tests(stacks: Stacks, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"url": "http://127.0.0.1:9"}))
+    status, found = audit(copy, *ENOUGH, "--only", "A1,A3,A6,A9")
+    assert (status, verdicts(found)["A1"]) == (0, {"passed"})
+    assert verdicts(found)["A3"] == verdicts(found)["A9"] == {"not applicable"}
+    assert "needs a live server: nobody answers at http://127.0.0.1:9" in found["A9"][0]["why"]
+
+
 def test_audit_as_a_user_runs_it(honest: Path) -> None:
     """Short for `audit run`, help, wrong names; the server that is asked again is the run's own."""
     command = [sys.executable, "-m", "llmbench", "audit"]
