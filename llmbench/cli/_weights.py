@@ -28,8 +28,8 @@ class Source(msgspec.Struct, frozen=True):
     model: str
     layout: str | None
     config: Path | None
-    strategy: Path | None
-    drop: tuple[str, ...]
+    strategy: str | None
+    drop: tuple[str, ...] = ()
     of_ranks: bool = False
 
 
@@ -60,10 +60,10 @@ def num_bytes(text: str) -> int:
     return int(found[1]) * _UNITS[found[2].upper()]
 
 
-def inspect(model: str, how: How, quick: bool, json: bool) -> None:
+def inspect(source: Source, quick: bool, json: bool) -> None:
     """Look at weights and print what they are."""
     with _looking():
-        found = inspection.inspect(model, how, with_fingerprint=not quick)
+        found = inspection.inspect(source.model, _how(source, strict=False), with_fingerprint=not quick)
     if json:
         _print(as_json(found).decode())
     else:
@@ -89,9 +89,7 @@ def shard(source: Source, out: Path, num_ranks: int, wanted: Target, vocabulary:
 
 
 def _open(source: Source) -> Opened:
-    how = How(
-        config=source.config, layout=source.layout, strategy=source.strategy, drop=source.drop, strict=True, verify=True
-    )
+    how = _how(source, strict=True)
     with _looking():
         opened = open_weights(source.model, how)
     if source.of_ranks and opened.strategy is None:
@@ -105,6 +103,20 @@ def _open(source: Source) -> Opened:
 def _looking() -> Status:
     """A sign of life, where somebody looks on, while hashes and fingerprints are computed."""
     return Console(stderr=True).status("reading the weights")
+
+
+def _how(source: Source, strict: bool) -> How:
+    """What its files do not say; whoever writes looks at everything."""
+    infer = source.strategy == "auto"
+    return How(
+        config=source.config,
+        layout=source.layout,
+        strategy=None if infer or source.strategy is None else Path(source.strategy),
+        infer=infer,
+        drop=source.drop,
+        strict=strict,
+        verify=strict,
+    )
 
 
 class _Line:

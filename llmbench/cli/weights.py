@@ -34,7 +34,9 @@ From = Annotated[
     str | None, typer.Option("--from", help="Layout to read, where the names leave it open: qkv-concat-mg, …")
 ]
 Config = Annotated[Path | None, typer.Option(help="config.json of the model, where it lies elsewhere.")]
-StrategyFile = Annotated[Path | None, typer.Option(help="strategy.json, where it lies elsewhere.")]
+StrategyFile = Annotated[
+    str | None, typer.Option(help="strategy.json, where it lies elsewhere; auto: as the shapes of the parts show.")
+]
 Drop = Annotated[list[str], typer.Option(help="Leave out tensors whose names match this regular expression.")]
 MaxShard = Annotated[str, typer.Option("--max-shard-size", help="Largest safetensors file of a whole model.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Take over NaN and infinity.")]
@@ -52,9 +54,8 @@ def inspect(
 ) -> None:
     """Show format, family, dtypes, sizes, ranks, and a fingerprint that is the same in every layout."""
     from llmbench.cli import _weights
-    from llmbench.weights.sources import How
 
-    _weights.inspect(model, How(config=config, layout=layout, strategy=strategy, strict=False), quick, json)
+    _weights.inspect(_weights.Source(model, layout, config, strategy), quick, json)
 
 
 @app.command()
@@ -111,6 +112,7 @@ def merge(
     format: Format = "safetensors",  # noqa: A002
     dtype: Dtype = None,
     config: Config = None,
+    layout: From = None,
     strategy: StrategyFile = None,
     drop: Drop = [],  # noqa: B006
     max_shard_size: MaxShard = "5GB",
@@ -120,7 +122,7 @@ def merge(
     """Put the ranks of a model together; copies must agree, and files be those that were written."""
     from llmbench.cli import _weights
 
-    source = _weights.Source(ranks, None, config, strategy, tuple(drop), of_ranks=True)
+    source = _weights.Source(ranks, layout, config, strategy, tuple(drop), of_ranks=True)
     target = _weights.target(to, format, dtype, max_shard_size, allow_nonfinite)
     _weights.convert(source, out, target, json)
 
@@ -135,6 +137,7 @@ def reshard(
     dtype: Dtype = None,
     vocabulary: Vocabulary = "cut",
     config: Config = None,
+    layout: From = None,
     strategy: StrategyFile = None,
     drop: Drop = [],  # noqa: B006
     allow_nonfinite: AllowNonfinite = False,
@@ -143,6 +146,6 @@ def reshard(
     """Cut a model that lies on ranks into another number of them, without writing it whole."""
     from llmbench.cli import _weights
 
-    read = _weights.Source(source, None, config, strategy, tuple(drop), of_ranks=True)
+    read = _weights.Source(source, layout, config, strategy, tuple(drop), of_ranks=True)
     target = _weights.target(to, format, dtype, None, allow_nonfinite)
     _weights.shard(read, out, ranks, target, vocabulary, json)

@@ -51,13 +51,14 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 class How(msgspec.Struct, frozen=True, kw_only=True):
     """What is not in the files: config.json elsewhere, their layout, their strategy, and names not to be missed.
 
-    `strict` refuses tensors that the architecture has not, and looks at dtypes; `verify` holds ranks against each
-    other, and their files against their hashes.
+    `infer` takes the strategy that the shapes of the parts show; `strict` refuses tensors that the architecture has
+    not; `verify` holds ranks against each other, and their files against their hashes.
     """
 
     config: Path | None = None
     layout: str | None = None
     strategy: Path | None = None
+    infer: bool = False
     drop: tuple[str, ...] = ()
     strict: bool = True
     verify: bool = False
@@ -103,16 +104,13 @@ def _open_random(spec: str, preset: str, seed: int) -> Opened:
 
 
 def _open_folder(name: str, folder: Path, how: How) -> Opened:
-    given = how.strategy or folder / strategy.FILE
-    if given.exists():
-        return _open_ranks(name, folder, strategy.read(given), given, how)
+    if how.infer or how.strategy is not None or (folder / strategy.FILE).exists():
+        return _open_ranks(name, folder, how)
     if (folder / "rank_0").is_dir():
         raise InputError(
             f"{folder}: there is rank_0, but no {strategy.FILE} that says how the model lies on the ranks;"
-            " give one with --strategy FILE"
+            " give one with --strategy FILE, or take what the shapes show with --strategy auto"
         )
-    if how.strategy is not None:
-        raise ConfigError(f"--strategy {how.strategy}: no such file")
     if meta.paths(folder):
         return _open_meta(name, folder, how)
     return _named(name, folder, how, files.open_folder)
@@ -168,45 +166,66 @@ def _whole(name: str, shape: _Shape, found: _Files, how: How) -> Opened:
     return _checked(opened, how.strict)
 
 
-def _open_ranks(name: str, folder: Path, cut: Strategy, path: Path, how: How) -> Opened:
-    """The whole model out of folders rank_0, rank_1, …."""
+def _open_ranks(name: str, folder: Path, how: How) -> Opened:
+    """The whole model out of folders rank_0, rank_1, …, as a strategy says or as the shapes of the parts do."""
     shape = _shape(folder, how)
-    config = shape.config
-    strategy.check_model(path, cut, expected_shapes(config))
-    folders = rank_folders(folder, cut, path)
-    if how.verify:
-        strategy.check_files(folder, cut)
-    ranks, own = [], shapes.of_rank(config, cut.world_size)
+    expected = expected_shapes(shape.config)
+    if how.infer:
+        ranks = _ranks(_all_ranks(folder), None, shape.config, how)
+        cut = strategy.infer(expected, ranks.tensors, ranks.sources, shape.config.architecture, ranks.layout)
+    else:
+        path = how.strategy or folder / strategy.FILE
+        cut = strategy.read(path)
+        strategy.check_model(path, cut, expected)
+        folders = _ranks_of(folder, cut, path)
+        if how.verify:
+            strategy.check_files(folder, cut)
+        ranks = _ranks(folders, cut.layout, shape.config, how)
+    opened = Opened(
+        name=name,
+        folder=shape.home,
+        raw=shape.raw,
+        config=shape.config,
+        tokenizer_path=_vocabulary(shape.home),
+        container=ranks.container,
+        layout=cut.layout,
+        tensors=strategy.join(cut, ranks.tensors, ranks.sources, how.verify),
+        moved=ranks.moved,
+        dropped=ranks.dropped,
+        strategy=cut,
+    )
+    return _checked(opened, how.strict)
+
+
+class _Ranks(NamedTuple):
+    """What the folders of the ranks hold, under Hugging Face names; `sources` is how errors call them."""
+
+    tensors: list[dict[str, Tensor]]
+    sources: list[str]
+    layout: str
+    container: str
+    moved: dict[str, names.Moved]
+    dropped: dict[str, str]
+
+
+def _ranks(folders: Sequence[Path], layout: str | None, config: ModelConfig, how: How) -> _Ranks:
+    """The parts of a model; a layout of None is found out from their names. If strict, raises InputError for others."""
+    opened = [files.open_folder(folder) for folder in folders]
+    used = layout or how.layout or names.detect(opened[0].names(), opened[0].source)
+    own, expected = shapes.of_rank(config, len(folders)), expected_shapes(config)
+    tensors: list[dict[str, Tensor]] = []
     moved: dict[str, names.Moved] = {}
     dropped: dict[str, str] = {}
-    container = ""
-    for rank_folder in folders:
-        weights = files.open_folder(rank_folder)
-        container = weights.container
-        found = names.from_layout(of(weights), cut.layout, own)
-        left = found.left + [there for there in found.tensors if there not in cut.params]
-        dropped |= found.dropped | _left_out(weights.source, left, cut.layout, config, how)
+    for weights in opened:
+        found = names.from_layout(of(weights), used, own)
+        left = found.left + [there for there in found.tensors if there not in expected]
+        dropped |= found.dropped | _left_out(weights.source, left, used, config, how)
         moved |= found.moved
-        ranks.append(found.tensors)
-    return _checked(
-        Opened(
-            name=name,
-            folder=shape.home,
-            raw=shape.raw,
-            config=config,
-            tokenizer_path=_vocabulary(shape.home),
-            container=container,
-            layout=cut.layout,
-            tensors=strategy.join(cut, ranks, [str(rank_folder) for rank_folder in folders], how.verify),
-            moved=moved,
-            dropped=dropped,
-            strategy=cut,
-        ),
-        how.strict,
-    )
+        tensors.append(found.tensors)
+    return _Ranks(tensors, [str(folder) for folder in folders], used, opened[0].container, moved, dropped)
 
 
-def rank_folders(folder: Path, cut: Strategy, path: Path) -> list[Path]:
+def _ranks_of(folder: Path, cut: Strategy, path: Path) -> list[Path]:
     """The folder of each rank. Raises InputError when one is missing, or when there are more than the strategy has."""
     folders = [folder / f"rank_{rank}" for rank in range(cut.world_size)]
     for rank_folder in folders:
@@ -215,6 +234,16 @@ def rank_folders(folder: Path, cut: Strategy, path: Path) -> list[Path]:
     more = sorted(set(folder.glob("rank_*")) - set(folders))
     if more:
         raise InputError(f"{more[0]}: {path} is of {cut.world_size} ranks; is it that of another cut?")
+    return folders
+
+
+def _all_ranks(folder: Path) -> list[Path]:
+    """The folders rank_0, rank_1, … that there are. Raises InputError when one between is missing."""
+    found = set(folder.glob("rank_*"))
+    folders = [folder / f"rank_{rank}" for rank in range(len(found))]
+    missing = next((rank_folder for rank_folder in folders if rank_folder not in found), None)
+    if missing is not None or not folders:
+        raise InputError(f"{missing or folder / 'rank_0'}: no such folder; ranks are counted from 0, without a gap")
     return folders
 
 

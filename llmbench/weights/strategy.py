@@ -9,7 +9,7 @@ for strategies that are written by hand.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -92,6 +92,46 @@ def read(path: Path) -> Strategy:
         if wrong is not None:
             raise ConfigError(f"{path}: params.{name}: {wrong}")
     return found
+
+
+def infer(
+    shapes: Mapping[str, tuple[int, ...]],
+    ranks: Sequence[Mapping[str, Tensor]],
+    sources: Sequence[str],
+    architecture: str,
+    layout: str,
+) -> Strategy:
+    """The strategy that the shapes of the parts show, of ranks that others have cut.
+
+    A part is shorter than the whole along one axis, so that there is one answer. Which ranks hold copies is not seen in
+    shapes: neighbours are taken for it, and `join` finds out when they are not the same. Raises InputError for a tensor
+    that a rank has not, and for parts that do not make the whole.
+    """
+    params = {}
+    for name, shape in shapes.items():
+        for tensors, source in zip(ranks, sources, strict=True):
+            if name not in tensors:
+                raise InputError(f"{source}: tensor {name} is missing")
+        there = [tensors[name].shape for tensors in ranks]
+        cut = next((cut for cut in _possible(shape, len(ranks)) if _shows(cut, there)), None)
+        if cut is None:
+            parts = ", ".join(str(list(part)) for part in there)
+            raise InputError(f"{sources[0]}: tensor {name}: parts of {parts} do not make {list(shape)}")
+        params[name] = cut
+    return Strategy(format=FORMAT, world_size=len(ranks), architecture=architecture, layout=layout, params=params)
+
+
+def _possible(shape: tuple[int, ...], world_size: int) -> Iterator[Cut]:
+    yield Cut(shape, None, "replicate")
+    for axis in range(len(shape)):
+        yield Cut(shape, axis, "split", world_size)
+    for parts in range(world_size - 1, 1, -1):
+        if world_size % parts == 0 and shape[0] % parts == 0:
+            yield Cut(shape, 0, "head_replicate", parts)
+
+
+def _shows(cut: Cut, pieces: Sequence[tuple[int, ...]]) -> bool:
+    return all(cut.piece(rank, len(pieces)) == piece for rank, piece in enumerate(pieces))
 
 
 def check_model(path: Path, strategy: Strategy, shapes: Mapping[str, tuple[int, ...]]) -> None:

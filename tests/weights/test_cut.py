@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmbench.errors import ConfigError
@@ -16,7 +17,7 @@ from llmbench.weights.names import WRITABLE
 from llmbench.weights.shard import cuts
 from llmbench.weights.strategy import Cut
 from tests.conftest import Launch
-from tests.weights.folders import CONFIGS, LLAMA, QWEN2, read_file, read_folder, write_folder
+from tests.weights.folders import CONFIGS, LLAMA, QWEN2, Stored, read_file, read_folder, write_file, write_folder
 from tests.weights.test_convert import weights
 
 LAYER = "model.layers.1."
@@ -114,6 +115,39 @@ def test_ranks_that_are_written_by_others_need_a_strategy_by_hand(tmp_path: Path
     (tmp_path / "by-hand.json").write_text(json.dumps(found))
     weights("merge", tmp_path / "2", tmp_path / "o", "--strategy", tmp_path / "by-hand.json", "--config", source)
     assert read_folder(tmp_path / "o") == read_folder(source)
+
+
+@pytest.mark.parametrize("flags", [(), ("--vocabulary", "whole")], ids=["cut", "whole"])
+@pytest.mark.parametrize("layout", ["legacy", "qkv-concat-mg"])
+def test_the_strategy_of_ranks_that_others_have_cut_is_seen_in_their_shapes(
+    tmp_path: Path, layout: str, flags: tuple[str, ...]
+) -> None:
+    source = write_folder(tmp_path / "hf", QWEN2, "bfloat16")
+    cut = tmp_path / "4"
+    weights("shard", source, cut, "--ranks", 4, "--to", layout, "--format", "ckpt", *flags)
+    expected = strategy.read(cut / "strategy.json")
+    for name in ("strategy.json", "conversion.json", "config.json"):
+        (cut / name).unlink()
+    way = ("--strategy", "auto", "--config", source, *(("--from", layout) if "concat" in layout else ()))
+    weights("merge", cut, tmp_path / "back", *way)
+    assert read_folder(tmp_path / "back") == read_folder(source)
+    weights("reshard", cut, tmp_path / "again", "--ranks", 4, "--to", layout, "--format", "ckpt", *flags, *way)
+    assert strategy.read(tmp_path / "again" / "strategy.json") == expected
+    assert json.loads(weights("inspect", cut, *way, "--json"))["ranks"]["world_size"] == 4
+
+
+def test_embeddings_may_be_cut_along_their_width(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "hf", LLAMA)
+    weights("shard", source, tmp_path / "2", "--ranks", 2)
+    (tmp_path / "2" / "strategy.json").unlink()
+    name = "model.embed_tokens.weight"
+    whole = np.frombuffer(read_folder(source)[name].data, np.float32).reshape(45, 32)
+    for rank in range(2):
+        path = tmp_path / "2" / f"rank_{rank}" / "model.safetensors"
+        half = Stored("F32", (45, 16), whole[:, 16 * rank : 16 * rank + 16].tobytes())
+        write_file(path, read_file(path) | {name: half})
+    weights("merge", tmp_path / "2", tmp_path / "back", "--strategy", "auto")
+    assert read_folder(tmp_path / "back") == read_folder(source)
 
 
 def test_a_bias_that_rank_0_alone_has_is_that_of_the_model(tmp_path: Path) -> None:

@@ -352,6 +352,18 @@ def a_hash_of_a_file_elsewhere(path: Path) -> Arguments:
     return merge(edit_strategy(ranks(path), lambda found: found["files"].update({"../../etc/passwd": "0"})))
 
 
+def parts_that_do_not_make_the_whole(path: Path) -> Arguments:
+    a_part_of_another_shape(path)
+    (path / "in" / "strategy.json").unlink()
+    return merge(path / "in", "--strategy", "auto")
+
+
+def a_gap_between_ranks(path: Path) -> Arguments:
+    source = ranks(path)
+    (source / "rank_1").rename(source / "rank_9")
+    return merge(source, "--strategy", "auto")
+
+
 CASES: list[tuple[Callable[[Path], Arguments], str]] = [
     (a_missing_shard, r"model-00002-of-\d+.safetensors: cannot read the weights \(No such file"),
     (a_truncated_file, r"model.safetensors: lm_head.weight: lies outside the file; it is cut off"),
@@ -385,7 +397,7 @@ CASES: list[tuple[Callable[[Path], Arguments], str]] = [
     (a_layout_that_is_none, r"--to: unknown layout 'legacyy'. Did you mean 'legacy'"),
     (a_checkpoint_of_hugging_face, r"--format ckpt: MindSpore's, which layout hf is not; --to legacy"),
     (a_whole_model_to_merge, r"a whole model, not the folders rank_0.*llmbench weights shard"),
-    (no_strategy, r"there is rank_0, but no strategy.json .* --strategy FILE"),
+    (no_strategy, r"there is rank_0, but no strategy.json .* --strategy FILE, .*--strategy auto"),
     (a_missing_rank, r"rank_2: no such folder, but .*strategy.json is of 4 ranks"),
     (a_rank_too_many, r"rank_4: .*strategy.json is of 4 ranks; is it that of another cut\?"),
     (the_strategy_of_another_world, r"rank_2: .*strategy.json is of 2 ranks"),
@@ -400,6 +412,8 @@ CASES: list[tuple[Callable[[Path], Arguments], str]] = [
     (an_unknown_tensor_in_a_rank, r"rank_0/model.safetensors: tensor adam_m.model.norm.weight: .*--drop"),
     (two_files_in_a_rank, r"rank_1: 2 safetensors files but no model.safetensors.index.json"),
     (a_strategy_with_an_unknown_key, r"strategy.json: worldsize: unknown key; did you mean 'world_size'"),
+    (parts_that_do_not_make_the_whole, rf"rank_0: tensor {NAME}: parts of .*\[5, 32\].* do not make \[24, 32\]"),
+    (a_gap_between_ranks, r"rank_1: no such folder; ranks are counted from 0, without a gap"),
     (a_hash_of_a_file_elsewhere, r"strategy.json: files: ../../etc/passwd is outside of this folder"),
 ]
 
