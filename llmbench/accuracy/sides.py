@@ -70,6 +70,12 @@ class StoreSide:
             self.rows[name] = opened.table[name]
         self.findings: list[Finding] = []
 
+    @property
+    def free(self) -> npt.NDArray[np.bool_]:
+        """bool [n]: rows of a forced capture whose token was chosen all the same."""
+        found: npt.NDArray[np.bool_] = self.store.table["forced"] == 0
+        return found & (self.store.manifest.decode == "forced")
+
     def name(self, number: int) -> str:
         """Where a row is: its file, or request and step."""
         return f"{self.request_id(number)} step {self.rows['step'][number]}"

@@ -34,6 +34,9 @@ def serve(
     ),
     capture_rate: float | None = typer.Option(None, help="Write this share of the rows, from 0 to 1. Default 1."),
     capture_seed: str | None = typer.Option(None, help="Decides which rows a share takes."),
+    force: str | None = typer.Option(
+        None, help="With --capture: feed the tokens of this base (a capture, or a run that has one) to its requests."
+    ),
     stub: str | None = typer.Option(
         None, help="Replace a part by one that does nothing: model, agent, link, http. See `llmbench layers`."
     ),
@@ -66,7 +69,14 @@ def serve(
         stub=stub,
         step_time_s=step_time,
         dialects=_given(contest=_given(data_shape=data_shape, drop_last_token=drop_last_token)),
-        capture=_given(folder=capture, tier=capture_tier, every=capture_every, rate=capture_rate, seed=capture_seed),
+        capture=_given(
+            folder=capture,
+            tier=capture_tier,
+            every=capture_every,
+            rate=capture_rate,
+            seed=capture_seed,
+            force=force,
+        ),
     )
     for note in loaded.notes:
         typer.echo(f"note: {note}", err=True)

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,10 +19,11 @@ import numpy as np
 from llmbench import clock, engines
 from llmbench.engines import Engine
 from llmbench.errors import AgentDied, LlmbenchError
-from llmbench.link import binding, extras, frames
+from llmbench.link import binding, extras, forcing, frames
 from llmbench.link.arena import Arena, Dimensions, StepArrays
 from llmbench.link.capture import Recorder, open_recorder
 from llmbench.link.collective import Collective
+from llmbench.link.forcing import Forcing
 from llmbench.logits import contest
 from llmbench.weights.model import open_model
 
@@ -30,25 +32,58 @@ HOLLOW_TOKEN_ID = 300  # behind the bytes that a sentencepiece vocabulary begins
 _log = logging.getLogger(__name__)
 
 
-def run_step(engine: Engine, arrays: StepArrays, step: frames.Step, recorder: Recorder | None) -> frames.Done:
+class Held(NamedTuple):
+    """What an agent has loaded: a recorder where rows are captured, a forcing where tokens are given.
+
+    `fingerprint` is of the weights, "" where nothing is captured: it takes reading them all.
+    """
+
+    engine: Engine
+    recorder: Recorder | None = None
+    forced: Forcing | None = None
+    fingerprint: str = ""
+
+    def close(self) -> None:
+        """Write what was taken, and give back what is held."""
+        self.engine.close()
+        if self.recorder is not None:
+            self.recorder.close()
+        if self.forced is not None:
+            self.forced.close()
+
+
+def run_step(
+    engine: Engine,
+    arrays: StepArrays,
+    step: frames.Step,
+    recorder: Recorder | None = None,
+    forced: Forcing | None = None,
+) -> frames.Done:
     """One step from the arena and back into it; the recorder keeps what it is to write until `flush`."""
     agent_start_ns = clock.now_ns()
-    batch = arrays.batch(step.num_sequences, step.num_tokens)
-    if step.extras:
-        batch = extras.wanted(batch, step.extras)
-    capture = False
+    batch, asked, slots = arrays.batch(step.num_sequences, step.num_tokens), step.extras, arrays.slots
+    capture, given = False, None
     if recorder is not None:
         recorder.admit(step.admitted)
-        capture = recorder.wants(batch, arrays.slots[: step.num_sequences])
+        capture = recorder.wants(batch, slots[: step.num_sequences])
+    if forced is not None:
+        forced.admit(step.admitted)
+        given = forced.tokens(batch, slots[: step.num_sequences])
+        asked = forcing.without_choice(asked, given)
+        capture |= bool((given != forcing.FREE).any())
+    if asked:
+        batch = extras.wanted(batch, asked)
     if capture and not batch.want_logits:
         batch = msgspec.structs.replace(batch, want_logits=True)
     start_ns = clock.now_ns()
     result = engine.step(batch)
     engine_ns = clock.now_ns() - start_ns
-    scored = extras.apply(batch, result, step.extras) if step.extras else []
+    if given is not None:
+        forcing.give(batch, result, given)
+    scored = extras.apply(batch, result, asked) if asked else []
     arrays.store(result)
     if recorder is not None:
-        recorder.take(result)
+        recorder.take(result, None if given is None else given != forcing.FREE)
     return frames.Done(engine_ns=engine_ns, agent_ns=clock.now_ns() - agent_start_ns, scored=scored)
 
 
@@ -64,10 +99,9 @@ def run_hollow_step(arrays: StepArrays, step: frames.Step, step_time_s: float) -
 
 def take_part(
     group: Collective,
-    engine: Engine,
+    held: Held,
     arrays: StepArrays,
     step: frames.Step,
-    recorder: Recorder | None,
     hollow_time_s: float | None,
 ) -> frames.Done | frames.Refused | None:
     """One step as one rank of several: the answer at rank 0, None at the others.
@@ -80,9 +114,9 @@ def take_part(
     try:
         if group.rank:
             if hollow_time_s is None:
-                engine.step(extras.wanted(arrays.batch(step.num_sequences, step.num_tokens), step.extras))
+                held.engine.step(extras.wanted(arrays.batch(step.num_sequences, step.num_tokens), step.extras))
         elif hollow_time_s is None:
-            answer = run_step(engine, arrays, step, recorder)
+            answer = run_step(held.engine, arrays, step, held.recorder, held.forced)
         else:
             answer = run_hollow_step(arrays, step, hollow_time_s)
     except AgentDied:
@@ -94,8 +128,8 @@ def take_part(
     return answer
 
 
-def load(message: frames.Load, group: Collective | None) -> tuple[Engine, Recorder | None]:
-    """The engine, and the recorder when rows are to be captured."""
+def load(message: frames.Load, group: Collective | None) -> Held:
+    """The engine, and what watches its steps. Raises InputError, as for a base that cannot force."""
     settings = message.settings
     if group is not None:
         num_threads = settings.threads or len(binding.available_cores())
@@ -103,18 +137,29 @@ def load(message: frames.Load, group: Collective | None) -> tuple[Engine, Record
     if message.bind_cpu:
         binding.bind(*((0, 1) if group is None else (group.rank, group.size)))
     model = open_model(message.model)
+    capture = None if group is not None and group.rank else message.capture
+    forced = None
+    if capture is not None and capture.force:  # before the weights are read: it may be no base
+        forced = forcing.open_forcing(capture.force, model.config.vocab_size)
     engine = engines.get(message.engine, model, settings, group)
-    if message.capture is None or (group is not None and group.rank):
-        return engine, None
+    if capture is None:
+        return Held(engine)
     header = contest.Header(
-        every=message.capture.every or contest.EVERY,
+        every=capture.every or contest.EVERY,
         model=message.model,
         fingerprint=model.fingerprint(),
         engine=engine.name,
         dtype=engine.dtype,
         vocab_size=model.config.vocab_size,
     )
-    return engine, open_recorder(message.capture, header)
+    return Held(engine, open_recorder(capture, header), forced, header.fingerprint)
+
+
+def _loaded(held: Held) -> frames.Loaded:
+    engine = held.engine
+    return frames.Loaded(
+        capacity=engine.capacity(), engine=engine.name, dtype=engine.dtype, fingerprint=held.fingerprint
+    )
 
 
 def _refused(error: LlmbenchError) -> frames.Refused:
@@ -123,8 +168,7 @@ def _refused(error: LlmbenchError) -> frames.Refused:
 
 def serve(channel: frames.Channel) -> None:
     """Answer frames until the server stops this agent or has gone. Raises AgentDied when its group is broken."""
-    engine: Engine | None = None
-    recorder: Recorder | None = None
+    held: Held | None = None
     hollow_time_s: float | None = None
     arena: Arena | None = None
     group: Collective | None = None
@@ -132,24 +176,26 @@ def serve(channel: frames.Channel) -> None:
         while (message := channel.receive()) is not None:
             try:
                 if isinstance(message, frames.Step):
-                    assert engine is not None, "a step came before the model"
+                    assert held is not None, "a step came before the model"
                     assert arena is not None, "a step came before the arena"
                     if group is not None:
-                        answer = take_part(group, engine, arena.arrays, message, recorder, hollow_time_s)
+                        answer = take_part(group, held, arena.arrays, message, hollow_time_s)
                         if answer is not None:
                             channel.send(answer)
                     elif hollow_time_s is None:
-                        channel.send(run_step(engine, arena.arrays, message, recorder))
+                        channel.send(run_step(held.engine, arena.arrays, message, held.recorder, held.forced))
                     else:
                         channel.send(run_hollow_step(arena.arrays, message, hollow_time_s))
-                    if recorder is not None and not flushed(recorder):  # while the server hands out the tokens
+                    if held.recorder is not None and not flushed(
+                        held.recorder
+                    ):  # while the server hands out the tokens
                         return
                 elif isinstance(message, frames.Load):
                     if (member := message.member) is not None:
                         group = Collective.join(Path(member.path), member.rank, member.size)
-                    engine, recorder = load(message, group)
+                    held = load(message, group)
                     hollow_time_s = message.settings.step_time_s if message.hollow else None
-                    channel.send(frames.Loaded(capacity=engine.capacity(), engine=engine.name, dtype=engine.dtype))
+                    channel.send(_loaded(held))
                 elif isinstance(message, frames.Attach):
                     size = Dimensions(
                         max_batch=message.max_batch, max_tokens=message.max_tokens, max_blocks=message.max_blocks
@@ -169,10 +215,8 @@ def serve(channel: frames.Channel) -> None:
     finally:
         if group is not None:
             group.leave()
-        if engine is not None:
-            engine.close()
-        if recorder is not None:
-            recorder.close()
+        if held is not None:
+            held.close()
 
 
 def flushed(recorder: Recorder) -> bool:

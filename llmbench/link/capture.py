@@ -17,6 +17,7 @@ from llmbench.link import frames
 from llmbench.logits import contest, digest, policy, store
 
 Int64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 _HEAD = 20  # ids of a prompt that a contest name is made from, and that a person knows it again by
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd: different tokens stay different
 
@@ -32,8 +33,11 @@ class Recorder(Protocol):
         """Whether any row of this step is to be captured."""
         ...
 
-    def take(self, result: StepResult) -> None:
-        """The step's result; with logits if they were wanted. What the server may overwrite is copied."""
+    def take(self, result: StepResult, forced: Bools | None = None) -> None:
+        """The step's result; with logits if they were wanted. What the server may overwrite is copied.
+
+        `forced` bool [n]: the sequences whose token was given, not chosen; None for none.
+        """
         ...
 
     def flush(self) -> None:
@@ -69,7 +73,8 @@ class ContestRecorder:
         self._wanted = batch.wants_token.copy()
         return bool(self._rows)
 
-    def take(self, result: StepResult) -> None:
+    def take(self, result: StepResult, forced: Bools | None = None) -> None:
+        assert forced is None, "contest files do not say that a token was forced; the settings refuse it"
         if self._rows:
             self._taken = result
             self._token_ids = result.token_ids[self._wanted].astype(np.int64)
@@ -152,9 +157,11 @@ class StoreRecorder:
         self._meta = meta
         return bool(self._chosen.any())
 
-    def take(self, result: StepResult) -> None:
+    def take(self, result: StepResult, forced: Bools | None = None) -> None:
         tokens = result.token_ids[self._wanted]
         self._meta["token"] = tokens
+        if forced is not None:
+            self._meta["forced"] = forced[self._wanted]
         before = self._prefixes[self._requests]
         after = digest.splitmix(before ^ ((tokens.astype(np.uint64) + np.uint64(1)) * _SPREAD))
         self._prefixes[self._requests] = np.where(before == 0, before, after)
@@ -194,6 +201,7 @@ def open_recorder(capture: frames.Capture, about: contest.Header) -> Recorder:
         engine_version=capture.version,
         dtype=about.dtype,
         vocab_size=about.vocab_size,
+        decode="forced" if capture.force else "free",
         tier=capture.tier,
     )
     writer = store.Writer(folder, manifest)

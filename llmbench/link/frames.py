@@ -41,7 +41,8 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     """Which logit rows the agent writes: those whose last input token has an index divisible by `every`, and of them,
     but for the contest's files, a share of `rate`. `every` None is 100 for the contest's files, else 1.
 
-    `tokenizer` and `config` are hashes of what the server runs with.
+    `force` is a base whose tokens are fed to the sequences, see link.forcing; "" for none. `tokenizer` and `config` are
+    hashes of what the server runs with.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     tier: CaptureTier = "contest"
     rate: float = 1.0
     seed: str = ""
+    force: str = ""
     tokenizer: str = ""
     config: str = ""
     version: str = ""
@@ -79,11 +81,12 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """The engine is ready for an arena."""
+    """The engine is ready for an arena. `fingerprint` is of the weights, "" where nothing is captured."""
 
     capacity: Capacity
     engine: str
     dtype: str
+    fingerprint: str = ""
 
 
 class Attach(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ import secrets
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -28,9 +28,11 @@ from llmbench.logits import digest, halves
 
 FORMAT = "llmbench-logits-1"
 MANIFEST = "manifest.json"
+ROWS = "rows"  # the store in the folder of a run
 K, NUM_TAIL = 64, 32
 
 Tier = Literal["fp", "topk", "full16", "full32"]
+TIERS: list[str] = list(get_args(Tier))
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -421,6 +423,16 @@ def read_manifest(folder: Path) -> Manifest:
 def is_store(folder: Path) -> bool:
     """Whether there is a store in a folder."""
     return (folder / MANIFEST).is_file()
+
+
+def located(path: Path) -> Path:
+    """The store that a path means: that folder, or the rows of the run in it. Raises InputError when there is none."""
+    found = next((folder for folder in (path, path / ROWS) if is_store(folder)), None)
+    if found is None:
+        raise InputError(
+            f"{path}: no capture of logits is there, nor a run that has one ({MANIFEST}, {ROWS}/{MANIFEST})"
+        )
+    return found
 
 
 def _take_up(folder: Path, manifest: Manifest) -> Manifest:

@@ -25,7 +25,8 @@ class CaptureRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `tier` is how much of a row is kept: fp (a fingerprint), topk (its largest values), full16, full32, or contest (the
     contest's .npy files). `every` None takes every row, or every 100th for the contest. But for the contest's files, a
-    share of `rate` is taken, which nobody can foresee without the `seed`.
+    share of `rate` is taken, which nobody can foresee without the `seed`. `force` is a base, a store or the folder of a
+    run that has one: its requests get its tokens here, whatever the engine would choose.
     """
 
     folder: str
@@ -33,6 +34,7 @@ class CaptureRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tier: CaptureTier = "topk"
     rate: float = 1.0
     seed: str = ""
+    force: str = ""
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +149,10 @@ def _check(built: ServeConfig, source: str) -> None:
             raise ConfigError(f"{source}: {key}: must be at least 1, got {value}")
     if built.capture is not None and not 0 <= built.capture.rate <= 1:
         raise ConfigError(f"{source}: capture.rate: must be from 0 to 1, got {built.capture.rate}")
+    if built.capture is not None and built.capture.force and built.capture.tier == "contest":
+        raise ConfigError(
+            f"{source}: capture.force: contest files do not say that tokens were forced; choose another capture.tier"
+        )
     for key in ("body_timeout_s", "request_timeout_s", "idle_timeout_s"):
         if not getattr(built.http, key) > 0:
             raise ConfigError(f"{source}: http.{key}: must be above 0, got {getattr(built.http, key)}")

@@ -26,7 +26,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     engine_version: str
     model: str
     fingerprint: str
-    """sha256 of the weights; of random ones, of their name."""
+    """sha256 of the weights; of random ones, of their name, unless rows are captured: then as in the manifest."""
     tokenizer: str
     config: str
     engine: str
@@ -46,10 +46,8 @@ class Teller:
 
     async def identity(self) -> Identity:
         """What the server is now."""
-        if self._fingerprint is None:
-            self._fingerprint = asyncio.create_task(asyncio.to_thread(self._model.identity))
-        fingerprint = await asyncio.shield(self._fingerprint)  # one who asks and leaves does not end it for the others
         loaded = self._loop.agent.loaded
+        fingerprint = loaded.fingerprint or await self._hashed()
         return Identity(
             pid=os.getpid(),
             agent_pids=self._loop.agent.pids,
@@ -62,6 +60,11 @@ class Teller:
             engine=loaded.engine,
             dtype=loaded.dtype,
         )
+
+    async def _hashed(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = asyncio.create_task(asyncio.to_thread(self._model.identity))
+        return await asyncio.shield(self._fingerprint)  # one who asks and leaves does not end it for the others
 
 
 def config_hash(config: ServeConfig) -> str:

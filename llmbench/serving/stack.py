@@ -293,6 +293,7 @@ def _capture(config: ServeConfig) -> frames.Capture | None:
         tier=wanted.tier,
         rate=wanted.rate,
         seed=wanted.seed,
+        force=wanted.force,
         tokenizer=file_hash(str(tokenizer)),
         config=config_hash(config),
         version=__version__,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.accuracy.compare import Comparison, Options, compare
+from llmbench.link.capture import prompt_hash
 from llmbench.logits import contest
 from llmbench.logits.store import INDEX, Manifest, Tier, Writer
 
@@ -101,8 +102,8 @@ def head_of(row: Row) -> list[int]:
 
 
 def hash_of(ids: Sequence[int]) -> int:
-    """Any hash of ids that is not 0."""
-    return hash(tuple(ids)) % (1 << 62) + 1
+    """The hash of ids, as captures have it."""
+    return prompt_hash(list(ids))
 
 
 def files(folder: Path, rows: Sequence[Row], manifest: bool = False, every: int = 1) -> Path:

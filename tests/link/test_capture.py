@@ -19,8 +19,8 @@ from llmbench.logits.store import Manifest, Store, Writer
 VOCAB = 50
 
 
-def recorder(folder: Path, chosen: Policy = Policy()) -> StoreRecorder:  # noqa: B008
-    manifest = Manifest(model="m", fingerprint="f", engine="e", dtype="float32", vocab_size=VOCAB, tier="full32")
+def recorder(folder: Path, chosen: Policy = Policy(), vocab_size: int = VOCAB) -> StoreRecorder:  # noqa: B008
+    manifest = Manifest(model="m", fingerprint="f", engine="e", dtype="float32", vocab_size=vocab_size, tier="full32")
     writer = Writer(folder, manifest)
     return StoreRecorder(writer, policy.Watched(folder, chosen))
 

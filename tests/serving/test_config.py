@@ -186,6 +186,10 @@ def test_flags_win_over_the_file_key_by_key(write: Write) -> None:
         ({"kv_cache": {"block_size": -1}}, "kv_cache.block_size: must be at least 1, got -1"),
         ({"threads": 0}, "threads: must be at least 1, got 0"),
         ({"capture": {"folder": "x", "every": 0}}, "capture.every: must be at least 1, got 0"),
+        (
+            {"capture": {"folder": "x", "tier": "contest", "force": "b"}},
+            "capture.force: contest files do not say that tokens were forced",
+        ),
         ({"port": 65_536}, "port: must be between 0 and 65535, got 65536"),
         ({"ranks": 0}, "ranks: must be at least 1, got 0"),
         ({"ranks": 2, "stub": "link"}, "ranks: there are no agents with stub link; got 2"),
