@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from llmbench.accuracy import judge, measure, profiles
 from llmbench.accuracy.blocks import Work, num_processes
-from llmbench.accuracy.join import AFTER_DIVERGENCE, AT_DIVERGENCE, Joined, JoinedBy, join
+from llmbench.accuracy.join import AFTER_DIVERGENCE, AT_DIVERGENCE, Asked, Joined, JoinedBy, join
 from llmbench.accuracy.measure import ATOL, FIGURES, RTOL, Figures, Int64
 from llmbench.accuracy.sides import ContestSide, Finding, Side, StoreSide, dtype_of, open_side
 from llmbench.errors import InvalidMeasurement
@@ -22,6 +22,14 @@ __all__ = ["ATOL", "FIGURES", "RTOL", "Comparison", "Finding", "Options", "Rows"
 _SHOWN = 10
 
 _INCOMPARABLE = ("missing", "extra", "duplicate", "prompt", "unreadable", "shape", "copy")
+SERVER_FIELDS = {
+    "config": "settings",
+    "fingerprint": "weights",
+    "engine": "engine",
+    "engine_version": "engine version",
+    "dtype": "precision",
+}
+"""What a manifest says of the server, and in words."""
 _BATCHES = ((0, 0), (1, 1), (2, 8), (9, 32), (33, 64), (65, 1 << 40))
 _POSITIONS = ((0, 0), (1, 3), (4, 15), (16, 63), (64, 255), (256, 1023), (1024, 1 << 40))
 
@@ -31,7 +39,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     Up to `allow_missing` rows may have no counterpart. `allow_copy`: the new rows may be the base itself. `ulp` also
     takes every value's distance in representable numbers. `load_batch` is the mean batch of the load that the rows are
-    to stand for, `config` the hash of the settings of the server that took it.
+    to stand for, `server` what the manifest of the new rows must say alike: what is known of the server that took it.
+    `rows` says which rows there should be, so that a preflight's are left out, and those that no side was to capture.
     """
 
     profile: str | None = None
@@ -39,7 +48,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     allow_copy: bool = False
     ulp: bool = False
     load_batch: float | None = None
-    config: str | None = None
+    server: Mapping[str, str] = {}
+    rows: Asked = Asked()
     processes: int | None = None
 
 
@@ -171,10 +181,12 @@ def compare(base: Path, new: Path, options: Options = Options()) -> tuple[Compar
     sides = open_side(base), open_side(new)
     try:
         _check_kinds(*sides)
-        _check_config(sides[1], options.config)
+        _check_server(sides[1], options.server)
         name = options.profile or _default_profile(*sides)
         profile = profiles.get(name)
-        joined = join(*sides)
+        if options.load_batch is not None:
+            profile = profiles.under_load(profile)
+        joined = join(*sides, options.rows)
         scored = np.flatnonzero(joined.status != AFTER_DIVERGENCE)
         work = Work(*sides, joined.base[scored], joined.new[scored], ulp=options.ulp)
         work.run(options.processes or num_processes())
@@ -219,15 +231,16 @@ def _declared(side: Side) -> dict[str, int | str]:
     return {} if header is None else {"vocab_size": header.vocab_size, "every": header.every}
 
 
-def _check_config(new: Side, wanted: str | None) -> None:
-    """Rows of a server with other settings than the timed one's say nothing about it."""
-    if wanted is None:
-        return
-    found = new.store.manifest.config if isinstance(new, StoreSide) else ""
-    if found != wanted:
-        raise InvalidMeasurement(
-            f"{new.path} was captured from a server with settings {found or 'unknown'}; the load ran with {wanted}"
-        )
+def _check_server(new: Side, wanted: Mapping[str, str]) -> None:
+    """Rows of a server with other settings, weights or engine than the timed one's say nothing about it."""
+    about = _info(new).about
+    for field, due in wanted.items():
+        found = about.get(field)
+        if found != due:
+            raise InvalidMeasurement(
+                f"{new.path} was captured from a server with {SERVER_FIELDS[field]} {found or 'unknown'}; the load ran "
+                f"with {due}"
+            )
 
 
 class _Seen:
@@ -386,6 +399,14 @@ class _Seen:
         for side in (base, new):
             if isinstance(side, StoreSide) and side.store.num_torn:
                 yield f"{side.path}: {side.store.num_torn} rows at its end are not whole and were left out"
+            looked_at = _looked_at(side, self._options.rows.only)
+            if isinstance(side, StoreSide) and (num_free := int((side.free & looked_at).sum())):
+                yield (
+                    f"{side.path}: {num_free} of its {looked_at.sum()} rows ran free: the base that was forced lacks "
+                    "their request, has another prompt there, or had ended before"
+                )
+            if not looked_at.all():
+                yield f"{side.path}: {(~looked_at).sum()} rows of requests that the load does not have were left out"
         if isinstance(base, ContestSide) and isinstance(new, ContestSide) and base.files == new.files and base.files:
             yield f"every file of {new.path} has the name of one in {base.path}, time included: it may be a copy"
         if self._fingerprints_differ() and len(self.rows.figures) and self.rows.figures["equal"].all():
@@ -519,6 +540,14 @@ def _tolerance(rows: Figures) -> float:
     """A little more than the largest |d|: with it as atol, every row passes whatever the rtol."""
     largest = rows["max_abs"].max(initial=np.float32(0))
     return float(np.nextafter(largest, np.float32(np.inf))) if largest else 0.0
+
+
+def _looked_at(side: Side, only: frozenset[str] | None) -> npt.NDArray[np.bool_]:
+    """bool [n]: which rows are of `only` these requests."""
+    wanted = [only is None or name in only for name in side.request_ids]
+    # the last one is for rows whose request nobody knows
+    found: npt.NDArray[np.bool_] = np.array([*wanted, only is None], bool)[side.rows["request"]]
+    return found
 
 
 def _batch_sizes(side: Side) -> tuple[int, int, int] | None:

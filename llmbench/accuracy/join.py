@@ -8,7 +8,7 @@ answered those of one key in that order; a run that did not can fail without bei
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Literal
 
 import msgspec
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.accuracy.sides import Finding, Int64, Kind, Records, Side, StoreSide
+from llmbench.logits.policy import Policy
 
 JoinedBy = Literal["request", "file name"]
 NameKey = tuple[str, int]
@@ -23,6 +24,16 @@ Keys = dict[Hashable, int]
 COMPARABLE, AT_DIVERGENCE, AFTER_DIVERGENCE = range(3)
 
 _FLOAT_ID = re.compile(r"([0-9]+)\.0")
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows there should be, where somebody knows: of `only` these requests, and of them the shares that each side
+    was told to capture. None: all that the other side has.
+    """
+
+    only: frozenset[str] | None = None
+    base_share: Policy | None = None
+    new_share: Policy | None = None
 
 
 class Joined(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,11 +50,11 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
 
 
-def join(base: Side, new: Side) -> Joined:
+def join(base: Side, new: Side, asked: Asked = Asked()) -> Joined:  # noqa: B008
     """Pair the rows of two captures; what has no counterpart, or several, is a finding."""
     by_request = all(len(side.request_ids) or isinstance(side, StoreSide) for side in (base, new))
     if by_request:
-        keys = [_request_keys(side, step=_have_steps(base, new)) for side in (base, new)]
+        keys = [_request_keys(side, asked.only, step=_have_steps(base, new)) for side in (base, new)]
     else:
         keys = _name_keys(base, new)
     findings = list(base.findings) + list(new.findings)
@@ -51,7 +62,8 @@ def join(base: Side, new: Side) -> Joined:
         _unique(side, side_keys) for side, side_keys in zip((base, new), keys, strict=True)
     )
     findings += their_doubles + our_doubles
-    findings += _alone("missing", base, theirs, new, set(keys[1])) + _alone("extra", new, ours, base, set(keys[0]))
+    findings += _alone("missing", base, theirs, new, set(keys[1]), asked.new_share)
+    findings += _alone("extra", new, ours, base, set(keys[0]), asked.base_share)
     pairs = sorted((number, ours[key]) for key, number in theirs.items() if key in ours)
     base_numbers = np.array([pair[0] for pair in pairs], np.int64)
     new_numbers = np.array([pair[1] for pair in pairs], np.int64)
@@ -77,10 +89,12 @@ def _have_steps(*sides: Side) -> bool:
     return all(isinstance(side, StoreSide) for side in sides)
 
 
-def _request_keys(side: Side, *, step: bool) -> list[Hashable]:
+def _request_keys(side: Side, only: Collection[str] | None, *, step: bool) -> list[Hashable]:
+    """A key for each row; None for one that is not looked at."""
+    ids = [name if only is None or name in only else None for name in side.request_ids]
     places = side.rows["step" if step else "position"].tolist()
     return [
-        (side.request_ids[request], place) if request >= 0 else None
+        (ids[request], place) if request >= 0 and ids[request] is not None else None
         for request, place in zip(side.rows["request"].tolist(), places, strict=True)
     ]
 
@@ -124,7 +138,8 @@ def _unique(side: Side, keys: Sequence[Hashable]) -> tuple[dict[Hashable, int], 
     """Where each key is; one that several rows have is no key, and each of them a finding."""
     rows: dict[Hashable, list[int]] = defaultdict(list)
     for number, key in enumerate(keys):
-        rows[key].append(number)
+        if key is not None:
+            rows[key].append(number)
     findings = []
     for numbers in rows.values():
         if len(numbers) > 1:
@@ -133,10 +148,18 @@ def _unique(side: Side, keys: Sequence[Hashable]) -> tuple[dict[Hashable, int], 
     return {key: numbers[0] for key, numbers in rows.items() if len(numbers) == 1}, findings
 
 
-def _alone(kind: Kind, side: Side, keys: Keys, far: Side, far_keys: set[Hashable]) -> list[Finding]:
-    """Rows of one side without a counterpart on the other."""
+def _alone(
+    kind: Kind, side: Side, keys: Keys, far: Side, far_keys: set[Hashable], share: Policy | None
+) -> list[Finding]:
+    """Rows of one side without a counterpart on the other, if that was to have them."""
     message = f"is in {side.path} but not in {far.path}"
-    return [_finding(kind, side, keys[key], message) for key in keys.keys() - far_keys]
+    alone = [keys[key] for key in keys.keys() - far_keys]
+    return [_finding(kind, side, number, message) for number in alone if share is None or _wanted(side, number, share)]
+
+
+def _wanted(side: Side, number: int, share: Policy) -> bool:
+    row = side.rows[number]
+    return share.wants(side.request_id(number) or "", int(row["step"]), int(row["position"]))
 
 
 def _check_prompts(base: Side, new: Side, base_numbers: Int64, new_numbers: Int64) -> list[Finding]:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from llmbench.accuracy.measure import Figures
 from llmbench.accuracy.profiles import Gate, Profile
+from llmbench.metrics.captured import HALF as HALF
+from llmbench.metrics.captured import at_load
 
 Verdict = Literal["passed", "failed", "not comparable", "inconclusive"]
 GateVerdict = Literal["passed", "failed", "not decided", "not asked"]
@@ -17,7 +19,6 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-HALF = 0.5  # of the load's mean batch: below it, a row was not checked under that load
 _KLD_SHARE = 1e-4
 
 
@@ -106,7 +107,7 @@ def _flips_batched(seen: Evidence) -> Interval:
 
 def _at_load(seen: Evidence) -> Interval:
     assert seen.load_batch is not None, "asked for only when the load is known"
-    return _exact(float((seen.batches >= HALF * seen.load_batch).mean()))
+    return _exact(at_load(seen.batches, seen.load_batch))
 
 
 FIGURES: dict[str, tuple[str, Callable[[Evidence], Interval]]] = {

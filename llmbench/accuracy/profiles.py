@@ -68,6 +68,8 @@ _FP16 = (
     Gate("top1", 0.995, "Neuron", "at least"),
 )
 
+_AT_LOAD = Gate("at_load", 0.9, "accuracy-methods, weakness 1: 90 % of the rows at half the load's batch", "at least")
+
 PROFILES: dict[str, Profile] = {
     "bitwise": Profile(
         for_what="the same bits in every value, as vLLM's batch-invariance tests ask",
@@ -126,7 +128,7 @@ PROFILES: dict[str, Profile] = {
         gates=(
             *_FP16,
             Gate("flips_batched", 0.005, "as many as the top-1 agreement allows"),
-            Gate("at_load", 0.9, "accuracy-methods, weakness 1: 90 % of the rows at half the load's batch", "at least"),
+            _AT_LOAD,
         ),
         margin=0.02,
     ),
@@ -150,6 +152,13 @@ def load(path: Path) -> Profile:
     if not profile.gates:
         raise ConfigError(f"{path}: gates: there is none, so that everything would pass")
     return profile
+
+
+def under_load(profile: Profile) -> Profile:
+    """The same, and that the rows were computed in the batches of the load that they stand for."""
+    if _AT_LOAD in profile.gates:
+        return profile
+    return msgspec.structs.replace(profile, gates=(*profile.gates, _AT_LOAD))
 
 
 def for_dtype(dtype: str) -> str:

@@ -9,16 +9,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmbench import protocols
+from llmbench import plugins, protocols
 from llmbench.accuracy import compare as comparing
 from llmbench.accuracy import describe, drill, replay
 from llmbench.accuracy.compare import Options
 from llmbench.accuracy.legacy import legacy
-from llmbench.cli import _acc_files
+from llmbench.cli import _acc_files, _rows
 from llmbench.cli._acc_files import Outputs
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError
-from llmbench.logits import contest
+from llmbench.logits import contest, policy
+from llmbench.logits.store import ROWS, TIERS, Store, is_store, read_manifest
 from llmbench.report import files
 from llmbench.report.terminal import Terminal
 from llmbench.serving.launch import flags, launched
@@ -45,38 +46,94 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
 
 
-def check(base: Path, load: Load, stack: Stack, every: int | None, results: Path, json: Path | None) -> int:
+class Taking(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows are captured, and how much of each; `force` is a base whose tokens are fed to its requests."""
+
+    tier: str = "contest"
+    every: int | None = None
+    rate: float = 1.0
+    seed: str = ""
+    force: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.tier not in ("contest", *TIERS):
+            raise InputError(f"--tier: {plugins.unknown('tier', self.tier, ['contest', *TIERS])}")
+        if self.force is not None and self.tier == "contest":
+            raise InputError(
+                "--force: contest files do not say that their tokens were forced; give a --tier such as topk, and a "
+                "base that is such a capture"
+            )
+
+
+def check(
+    base: Path,
+    load: Load,
+    stack: Stack,
+    every: int | None,
+    results: Path,
+    outputs: Outputs,
+    options: Options,
+    *,
+    forced: bool,
+) -> int:
     """Replay, compare with the base, print; the exit status."""
-    base_dump = contest.read_dump(base)
-    every = every or (base_dump.header.every if base_dump.header else contest.EVERY)
-    if base_dump.header is not None and base_dump.header.every != every:
-        raise InputError(f"--every {every}: {base} was captured with {base_dump.header.every}; leave --every out")
+    base = _rows.rows_of(base)
+    taking = _as_in(base, every, forced=forced)
     folder = files.new_folder(results, "acc")
-    _capture(folder / "file_npy", load, stack, every, folder / "journal.jsonl")
-    status = compare_folders(base, folder / "file_npy", Outputs(json=json))
+    rows = folder / ("file_npy" if taking.tier == "contest" else ROWS)
+    _capture(rows, load, stack, taking, folder / "journal.jsonl")
+    status = compare_folders(base, rows, outputs, options)
     print(f"files: {folder}")
     return status
 
 
-def dump(out: Path, load: Load, stack: Stack, every: int) -> None:
+def _as_in(base: Path, every: int | None, *, forced: bool) -> Taking:
+    """What gives rows that can be compared with those of a base. Raises InputError when `every` is another one."""
+    if is_store(base):
+        there = policy.read(base) or policy.Policy()
+        taking = Taking(
+            tier=read_manifest(base).tier,
+            every=there.every,
+            rate=there.rate,
+            seed=there.seed,
+            force=base if forced else None,
+        )
+    else:
+        header = contest.read_dump(base).header
+        there_every = header.every if header else every or contest.EVERY
+        taking = Taking(every=there_every, force=base if forced else None)
+    if every not in (None, taking.every):
+        raise InputError(f"--every {every}: {base} was captured with {taking.every}; leave --every out")
+    return taking
+
+
+def dump(out: Path, load: Load, stack: Stack, taking: Taking) -> None:
     """Replay and keep the logits in a folder. Raises InputError when there is something in it already."""
     if contest.manifest_path(out).exists() or (out.exists() and any(out.iterdir())):
         raise InputError(
             f"-o {out}: there is a dump already; remove it and {contest.manifest_path(out).name}, or choose another"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        _capture(out, load, stack, every, Path(scratch) / "journal.jsonl")
-    written = contest.read_dump(out)
-    _say(f"base: {len(written.files)} rows of {load.num_requests} requests in {out}")
-    if not written.files:
-        raise InputError(f"no answer is long enough to reach an index divisible by {every}: take a smaller --every")
+        _capture(out, load, stack, taking, Path(scratch) / "journal.jsonl")
+    num_rows = len(contest.read_dump(out).files) if taking.tier == "contest" else len(Store(out))
+    _say(f"base: {num_rows} rows of {load.num_requests} requests in {out}")
+    if not num_rows:
+        raise InputError(
+            f"no answer is long enough to reach an index divisible by {taking.every}: take a smaller --every"
+        )
 
 
 def compare_folders(
-    base: Path, new: Path, outputs: Outputs, options: Options = Options(), *, with_legacy: bool = False
+    base: Path,
+    new: Path,
+    outputs: Outputs,
+    options: Options = Options(),
+    *,
+    load: Path | None = None,
+    with_legacy: bool = False,
 ) -> int:
     """Compare, print, write what was asked for; the exit status."""
-    comparison, rows = comparing.compare(base, new, options)
+    comparison, rows = compared(base, new, options, load)
     show(Terminal(), comparison)
     if with_legacy:
         _say_legacy(base, new)
@@ -84,10 +141,25 @@ def compare_folders(
     return describe.EXIT[comparison.verdict]
 
 
+def compared(
+    base: Path, new: Path, options: Options, load: Path | None = None
+) -> tuple[comparing.Comparison, comparing.Rows]:
+    """The comparison of two captures.
+
+    Either may be the folder of a run: its rows are meant, and new ones stand for its load, or for that of run `load`.
+    """
+    folders = _rows.rows_of(base), _rows.rows_of(new)
+    if load is not None or _rows.is_run(new):
+        options = _rows.standing_for(load or new, options)
+    if _rows.is_run(base):
+        options = _rows.with_base(base, options)
+    return comparing.compare(*folders, options)
+
+
 def show_rows(base: Path, new: Path | None, request_id: str, step: int | None) -> None:
     """A table for each row: the likeliest ids on both sides."""
     console = Terminal()
-    for row in drill.look(base, new, request_id, step):
+    for row in drill.look(_rows.rows_of(base), new and _rows.rows_of(new), request_id, step):
         place = f"step {row.step}, index {row.index}" if row.step is not None else f"index {row.index}"
         table = Table("id", "base", "new", "p", "q", title=f"{row.request_id}, {place}, batch {row.batch_size}")
         for entry in row.entries:
@@ -117,7 +189,7 @@ def show(console: Console, comparison: comparing.Comparison) -> None:
         console.print(Text(line.text, style=STYLES[line.tone]), soft_wrap=True)
 
 
-def _capture(folder: Path, load: Load, stack: Stack, every: int, journal: Path) -> None:
+def _capture(folder: Path, load: Load, stack: Stack, taking: Taking, journal: Path) -> None:
     """Launch a stack that captures into a folder, send it the requests."""
     dataset = datasets.load(load.dataset)
     _say(f"dataset: {dataset.path}{'' if dataset.real else ', a stand-in'}")
@@ -129,13 +201,16 @@ def _capture(folder: Path, load: Load, stack: Stack, every: int, journal: Path) 
         # a model that brings a tokenizer keeps its own
         "--tokenizer": stack.tokenizer and stack.tokenizer.absolute(),
         "--capture": folder.absolute(),
-        "--capture-tier": "contest",
-        "--capture-every": every,
+        "--capture-tier": taking.tier,
+        "--capture-every": taking.every,
+        "--capture-rate": taking.rate if taking.rate < 1 else None,
+        "--capture-seed": taking.seed or None,
+        "--force": taking.force and taking.force.absolute(),
     }
     with launched([*flags(given), *([str(stack.config)] if stack.config else [])]) as server:
         _say(
             f"stack: {server.url}; {load.num_requests} requests, {load.concurrency} at once; "
-            f"rows whose index divides by {every}"
+            f"{f'rows whose index divides by {taking.every}' if (taking.every or 1) > 1 else 'every row'}"
         )
         progress = overwrite if sys.stderr.isatty() else None
         replay.replay(plan, server.url, protocols.get("contest"), load.concurrency, journal, progress)

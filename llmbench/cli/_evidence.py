@@ -12,6 +12,8 @@ from llmbench.workload import arrivals
 from llmbench.workload.plan import Plan
 
 CALIBRATION = "calibration.json"
+SERVER = "server.json"
+"""What the server of a run with rows said that it is, before the load."""
 
 
 def evidence(folder: Path, plan: Plan, trail: Trail) -> Evidence:

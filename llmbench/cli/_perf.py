@@ -1,5 +1,6 @@
 """One perf run from settings to exit status: plan, target, load, numbers, files."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from llmbench import __version__, config, protocols
+from llmbench import __version__, config, plugins, protocols
 from llmbench.cli import _plan
-from llmbench.cli._evidence import CALIBRATION
+from llmbench.cli._evidence import CALIBRATION, SERVER
 from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError, ServingError
 from llmbench.loadgen import calibrate, fleet, journal, preflight
@@ -23,6 +24,7 @@ from llmbench.loadgen.run import Observer, Part, run
 from llmbench.loadgen.scrape import scraper
 from llmbench.loadgen.target import Target, Way, header, locate
 from llmbench.loadgen.warm import fill
+from llmbench.logits.store import ROWS, TIERS
 from llmbench.metrics import checks, slo
 from llmbench.report import files
 from llmbench.serving.launch import flags, launched
@@ -77,6 +79,11 @@ class Settings(_plan.Wanted, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     config: Path | None
     name: str
     results: Path
+    capture: bool = False
+    capture_tier: str = "topk"
+    capture_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    capture_seed: str = ""
+    force: Path | None = None
 
 
 class How(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,25 +95,36 @@ class How(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Say = Callable[[str], None]
+Own = Callable[[], Path]
 
 
 def command(values: dict[str, Any], given: set[str]) -> int:
     """From all flags, and which of them were given, to the exit status."""
-    headers = headers_of(values.pop("header") or (), values.pop("api_key"))
-    how = How(json=values.pop("json"), quiet=values.pop("quiet"), headers=headers)
-    run, file, task = values.pop("resume"), values.pop("settings"), values.pop("task")
-    for several in ("allow", "dialect_option"):
-        values[several] = values[several] or []
+    how, run = how_of(values), values.pop("resume")
     if run is not None:
         return resume(run, values, given, how)
+    settings = asked(values, given)
+    folder, interrupted = measure(settings, how)
+    return _finish(folder, settings, how, interrupted)
+
+
+def how_of(values: dict[str, Any]) -> How:
+    """What is of this call only, taken out of the flags. Raises InputError."""
+    headers = headers_of(values.pop("header") or (), values.pop("api_key"))
+    for several in ("allow", "dialect_option"):
+        values[several] = values[several] or []
+    return How(json=values.pop("json"), quiet=values.pop("quiet"), headers=headers)
+
+
+def asked(values: dict[str, Any], given: set[str]) -> Settings:
+    """The settings from the flags that are left, and which of them were given. Raises InputError."""
+    file, task = values.pop("settings"), values.pop("task")
     if task is not None and "dataset" in given:
         raise InputError("--task already names a dataset; leave one of --task and --dataset out")
     if task is not None:
         values["dataset"] = _TASKS[task.value]
         given = given | {"dataset"}
-    if file is None:
-        return begin(Settings(**values), how)
-    return begin(from_file(file, values, given), how)
+    return Settings(**values) if file is None else from_file(file, values, given)
 
 
 def from_file(path: Path, values: dict[str, Any], given: set[str]) -> Settings:
@@ -115,24 +133,31 @@ def from_file(path: Path, values: dict[str, Any], given: set[str]) -> Settings:
     return config.build(values | config.read(path) | flags, Settings, str(path))
 
 
-def begin(settings: Settings, how: How) -> int:
-    """Do it all; the exit status. Raises LlmbenchError before anything is sent."""
+def measure(settings: Settings, how: How, fits: Callable[[plans.Plan], None] = lambda plan: None) -> tuple[Path, bool]:
+    """Do it all; the folder, and whether it was interrupted. Raises LlmbenchError before anything is sent.
+
+    `fits` looks at the plan before that and may raise, too.
+    """
     say = sayer(how.quiet)
     _refuse_wrong(settings)
     vow = _vow(settings)
     plan = _sealed(settings, say, vow)
+    fits(plan)
     speech = speech_of(settings, plan)
     speech.dialect()  # a wrong name is wrong now
     if settings.out_dir is not None:
         files.make_folder(settings.out_dir, "--out-dir")
     if vow is not None:
         vow.commit(plan, say)  # before a server is launched
-    with target_of(settings, how, say) as target:
+    own = functools.cache(lambda: files.new_folder(settings.results, settings.name))
+    with target_of(settings, how, say, own) as target:
         speech = ready(settings, target, speech, say)
-        folder = files.new_folder(settings.results, settings.name)
+        folder = own()
         plans.save(plan, folder / _plan.FILE)
         files.write_json(folder / _CONFIG, _without_password(settings))
         files.write_json(folder / _ENVIRONMENT, files.environment())
+        if settings.capture:
+            files.write_json(folder / SERVER, preflight.identity(target, _timeouts(settings)))
         if _calibrates(settings, plan):
             say("calibrating: what this client adds to times at the planned load")
             found = calibrate.preflight(plan, speech.name, concurrency=settings.concurrency)
@@ -140,7 +165,7 @@ def begin(settings: Settings, how: How) -> int:
         rest = Rest(plan=plan, attempt=1, from_s=0.0, url="")
         with nullcontext() if vow is None else vow.kept(folder, target):
             interrupted = send(settings, rest, target, speech, folder, how)
-    return _finish(folder, settings, how, interrupted)
+    return folder, interrupted
 
 
 def _vow(settings: Settings, attempt: int = 1) -> "Vow | None":
@@ -158,6 +183,19 @@ def _vow(settings: Settings, attempt: int = 1) -> "Vow | None":
 
 def _refuse_wrong(settings: Settings) -> None:
     """Raise InputError for what the verdict would stumble over: now, and not after an hour's run."""
+    if settings.capture and settings.url is not None:
+        raise InputError(
+            "--capture is for the stack that this run launches. Start that server with `llmbench serve --capture DIR` "
+            "and compare DIR, or leave --url out"
+        )
+    if settings.capture and settings.metrics_url is not None:
+        raise InputError(
+            "--capture: the launched stack's own counters say how large its batches are; leave --metrics-url out"
+        )
+    if settings.capture_tier not in TIERS:
+        raise InputError(f"--capture-tier: {plugins.unknown('tier', settings.capture_tier, TIERS)}")
+    if settings.force is not None and not settings.capture:
+        raise InputError("--force: the tokens of a base are fed to rows that are captured; give --capture, too")
     checks.refuse_unknown(settings.allow)
     if settings.slo is not None:
         slo.parse(settings.slo)
@@ -180,6 +218,10 @@ def resume(folder: Path, values: dict[str, Any], given: set[str], how: How) -> i
     _check_version(folder)
     changed = {name: values[name] for name in given & _CHANGEABLE}
     settings = config.build(config.read(folder / _CONFIG) | changed, Settings, str(folder / _CONFIG))
+    if settings.capture:
+        raise InputError(
+            f"{folder}: it captured rows, and those of what is sent again would be there twice; repeat the run"
+        )
     _refuse_wrong(settings)
     if settings.audit:
         from llmbench.cli import _vow as vows
@@ -328,17 +370,25 @@ def _watching(settings: Settings, target: Target) -> list[Observer]:
 
 
 @contextmanager
-def target_of(settings: Settings, how: How, say: Say) -> Iterator[Target]:
-    """The server to measure: the one named, the one on the port, or the bundled stack, launched for this run."""
+def target_of(settings: Settings, how: How, say: Say, own: Own | None = None) -> Iterator[Target]:
+    """The server to measure: the one named, the one on the port, or the bundled stack, launched for this run.
+
+    `own` gives the folder of the run, into which that stack captures rows when they are asked for.
+    """
     try:
         target = locate(settings.url or _on_port(settings), way=_way(settings, how))
     except ServingError:
         if settings.url is not None:
             raise
         say(f"nobody listens on port {settings.port}: launching the bundled stack for this run")
-        with _launched(settings, how, say) as target:
+        with _launched(settings, how, say, own) as target:
             yield target
         return
+    if settings.capture:
+        raise InputError(
+            f"--capture is for the stack that this run launches, but {target.url} is there already: start that one "
+            "with `llmbench serve --capture DIR` and compare DIR, or choose another --port"
+        )
     if settings.model or settings.engine or settings.config:
         raise InputError(
             f"--model, --engine and --config are for a stack that is launched, but {target.url} is there already; "
@@ -365,8 +415,9 @@ def same_target(settings: Settings, url: str, how: How, say: Say) -> Iterator[Ta
 
 
 @contextmanager
-def _launched(settings: Settings, how: How, say: Say) -> Iterator[Target]:
-    with launched(_serve_arguments(settings, say)) as server:
+def _launched(settings: Settings, how: How, say: Say, own: Own | None = None) -> Iterator[Target]:
+    rows = _capture_arguments(settings, own()) if settings.capture and own is not None else []
+    with launched([*rows, *_serve_arguments(settings, say)]) as server:
         say(f"target: {server.url} (pid {server.pid})")
         yield locate(server.url, way=_way(settings, how))
 
@@ -395,6 +446,18 @@ def _serve_arguments(settings: Settings, say: Say) -> list[str]:
     if settings.config is None:
         given["--threads"] = str(max(1, (os.cpu_count() or 1) - 1))  # a core is left to the client
     return [*flags(given), *([str(settings.config)] if settings.config else [])]
+
+
+def _capture_arguments(settings: Settings, folder: Path) -> list[str]:
+    """The flags with which the launched server captures rows into the folder of the run."""
+    given = {
+        "--capture": (folder / ROWS).absolute(),
+        "--capture-tier": settings.capture_tier,
+        "--capture-rate": settings.capture_rate,
+        "--capture-seed": settings.capture_seed or None,
+        "--force": settings.force and settings.force.absolute(),
+    }
+    return flags(given)
 
 
 def sayer(quiet: bool) -> Say:

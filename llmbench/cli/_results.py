@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llmbench.cli import _formats, _plan, _slo
+from llmbench.cli import _formats, _plan, _rows, _slo
 from llmbench.cli._evidence import CALIBRATION, evidence
 from llmbench.loadgen import calibrate, journal
 from llmbench.loadgen.record import Record
@@ -87,6 +87,7 @@ def view(results: Results, part: windows.Window | None = None, steadily: bool = 
         samples=trail.samples,
         scrapes=trail.scrapes,
         seams_s=trail.seams_s,
+        captured=_rows.of_run(folder, plan, trail) if part is None else None,
     )
 
 

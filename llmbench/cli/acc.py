@@ -5,17 +5,23 @@ from typing import Annotated
 
 import typer
 
+from llmbench.cli import acc_run
+
 app = typer.Typer(
     help="Check the logits of a stack against base logits: `acc --base DIR` replays and compares, `acc dump` makes a "
-    "base, `acc compare` compares two captures, `acc show` looks at a row, `acc bisect` names the layer in which they "
-    "part, `acc threeway` judges errors by those of the dtype. Exit 0: passed, 1: values differ, 3: rows "
-    "are missing or broken, 4: inconclusive."
+    "base, `acc run` checks the rows of a timed load, `acc compare` compares two captures, `acc show` looks at a row, "
+    "`acc bisect` names the layer in which they part, `acc threeway` judges errors by those of the dtype. Exit 0: passed, "
+    "1: values differ, 3: rows are missing or broken, 4: inconclusive."
 )
 
 Number = Annotated[int, typer.Option("-n", "--num-requests", min=1, help="The first so many samples.")]
 Concurrency = Annotated[int, typer.Option("-c", "--concurrency", min=1, help="Requests at once.")]
 Every = Annotated[
-    int, typer.Option(min=1, help="Check rows whose last input token has an index divisible by this; contest: 100.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Keep rows whose last input token has an index divisible by this.  [default: contest: 100, else 1]",
+    ),
 ]
 Dataset = Annotated[str, typer.Option(help="Dataset name or file.")]
 TokenizerFile = Annotated[Path | None, typer.Option(help="tokenizer.model that counts the tokens to ask for.")]
@@ -33,6 +39,10 @@ Url = Annotated[str | None, typer.Option(help="Server to ask.  [default: launch 
 ServedModel = Annotated[str | None, typer.Option(help="Model that a request names.  [default: the server's first]")]
 ApiKey = Annotated[str | None, typer.Option(envvar="LLMBENCH_API_KEY", help="Key of the server at --url.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of an engine in this process; default: all cores.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(help="How much may differ: bitwise, contest, fp32, fp16, bf16, w8, w4, serving, or a .yaml file."),
+]
 
 NUM_REQUESTS, EVERY, DATASET = 500, 100, "alpaca_521"  # as the contest
 
@@ -40,7 +50,9 @@ NUM_REQUESTS, EVERY, DATASET = 500, 100, "alpaca_521"  # as the contest
 @app.callback(invoke_without_command=True)
 def acc(
     context: typer.Context,
-    base: Annotated[Path | None, typer.Option(help="Folder of base logits, ours or the contest's.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Base logits: a capture, a run with one, or a folder of contest files.")
+    ] = None,
     num_requests: Number = NUM_REQUESTS,
     concurrency: Concurrency = 1,
     every: Annotated[int | None, typer.Option(min=1, help="As in `acc dump`; default: as the base.")] = None,
@@ -49,6 +61,10 @@ def acc(
     model: ModelSpec = None,
     engine: EngineName = None,
     config: Config = None,
+    force: Annotated[
+        bool, typer.Option("--force/--no-force", help="Feed the base's tokens, so that every row stays comparable.")
+    ] = False,
+    profile: Profile = None,
     results: Results = Path("results"),
     json: Json = None,
 ) -> None:
@@ -57,11 +73,14 @@ def acc(
         return
     if base is None:
         raise typer.BadParameter("give the folder of base logits with --base, or make one: llmbench acc dump -o DIR")
+    from llmbench.accuracy.compare import Options
     from llmbench.cli import _acc
+    from llmbench.cli._acc_files import Outputs
 
     stack = _acc.Stack(model=model, engine=engine, config=config, tokenizer=tokenizer)
     load = _acc.Load(num_requests=num_requests, concurrency=concurrency, dataset=dataset)
-    raise typer.Exit(_acc.check(base, load, stack, every, results, json))
+    options = Options(profile=profile)
+    raise typer.Exit(_acc.check(base, load, stack, every, results, Outputs(json=json), options, forced=force))
 
 
 @app.command()
@@ -69,7 +88,14 @@ def dump(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new or empty.")],
     num_requests: Number = NUM_REQUESTS,
     concurrency: Concurrency = 1,
-    every: Every = EVERY,
+    tier: Annotated[
+        str, typer.Option(help="What is kept: contest files, or a capture: fp, topk, full16, full32.")
+    ] = "contest",
+    every: Every = None,
+    force: Annotated[
+        Path | None,
+        typer.Option(metavar="BASE", help="Feed the tokens of this capture, or run with one; not for contest files."),
+    ] = None,
     dataset: Dataset = DATASET,
     tokenizer: TokenizerFile = None,
     model: ModelSpec = None,
@@ -81,16 +107,17 @@ def dump(
 
     stack = _acc.Stack(model=model, engine=engine, config=config, tokenizer=tokenizer)
     load = _acc.Load(num_requests=num_requests, concurrency=concurrency, dataset=dataset)
-    _acc.dump(out, load, stack, every)
+    _acc.dump(out, load, stack, _acc.Taking(tier=tier, every=every or (EVERY if tier == "contest" else 1), force=force))
 
 
 @app.command()
 def compare(
-    base: Annotated[Path, typer.Argument(help="Base logits: a capture, or a folder of contest files.")],
-    new: Annotated[Path, typer.Argument(help="The logits to check.")],
-    profile: Annotated[
-        str | None,
-        typer.Option(help="How much may differ: bitwise, contest, fp32, fp16, bf16, w8, w4, serving, or a .yaml file."),
+    base: Annotated[Path, typer.Argument(help="Base logits: a capture, a run with one, or a folder of contest files.")],
+    new: Annotated[Path, typer.Argument(help="The logits to check; those of a run stand for its load.")],
+    profile: Profile = None,
+    load: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="The run for whose load the rows stand.  [default: NEW, if it is one]"),
     ] = None,
     allow_missing: Annotated[int, typer.Option(min=0, help="Rows that may be on one side only.")] = 0,
     allow_copy: Annotated[bool, typer.Option("--allow-copy", help="The new rows may be the base itself.")] = False,
@@ -114,16 +141,18 @@ def compare(
         allow_missing=allow_missing,
         allow_copy=allow_copy,
         load_batch=load_batch,
-        config=config,
+        server={} if config is None else {"config": config},
         ulp=ulp,
     )
     outputs = Outputs(json=json, junit=junit, markdown=markdown, html=html, rows=rows)
-    raise typer.Exit(_acc.compare_folders(base, new, outputs, options, with_legacy=legacy))
+    raise typer.Exit(_acc.compare_folders(base, new, outputs, options, load=load, with_legacy=legacy))
 
 
 @app.command()
 def show(
-    capture: Annotated[Path, typer.Argument(help="A capture, or a folder of contest files with its manifest.")],
+    capture: Annotated[
+        Path, typer.Argument(help="A capture, a run with one, or a folder of contest files with its manifest.")
+    ],
     request: Annotated[str, typer.Argument(help="The id of a request.")],
     step: Annotated[int | None, typer.Option(help="One step of it; in contest folders, an index.")] = None,
     against: Annotated[Path | None, typer.Option(help="Another capture, beside it.")] = None,
@@ -132,6 +161,9 @@ def show(
     from llmbench.cli import _acc
 
     _acc.show_rows(capture, against, request, step)
+
+
+app.command("run", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(acc_run.run)
 
 
 @app.command()

@@ -129,6 +129,16 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
         Path | None, typer.Option(help='Questions of your own: JSON lines {"prompt": ..., "answer": ...}.')
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="Repeat the plan.jsonl.gz of another run.")] = None,
+    capture: Annotated[
+        bool, typer.Option("--capture", help="Have the launched stack write its logit rows into RUN/rows.")
+    ] = False,
+    capture_tier: Annotated[str, typer.Option(help="How much of a row: fp, topk, full16, full32.")] = "topk",
+    capture_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows that is written.")] = 1.0,
+    capture_seed: Annotated[str, typer.Option(help="Decides which rows a share takes.")] = "",
+    force: Annotated[
+        Path | None,
+        typer.Option(metavar="BASE", help="With --capture: feed the tokens of this capture, or run with one."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model of the launched stack.")] = None,
     engine: Annotated[str | None, typer.Option(help="Engine of the launched stack.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file of the launched stack.")] = None,

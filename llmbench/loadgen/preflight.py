@@ -5,6 +5,7 @@ One request of one or two tokens with a prompt of its own, so that no prompt of 
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,7 @@ from llmbench.types import Delta, Request
 
 _PROMPT = "Is anybody there? Say yes."
 _MODELS = "/v1/models"
+_IDENTITY = "/identity"
 _WORDS = "; see --dialect, --served-model and --dialect-option, or leave this out with --no-preflight"
 
 
@@ -32,11 +34,26 @@ def check(target: Target, dialect: ClientHalf, timeouts: Timeouts) -> Record:
 
 def models(target: Target, timeouts: Timeouts) -> list[str]:
     """The names that `/v1/models` tells; none when the server has no such page."""
-    record = _send(target, _Models(), timeouts, Request(prompt=""))
     try:
-        return [str(model["id"]) for model in msgspec.json.decode(record.text)["data"]]
+        return [str(model["id"]) for model in _page(target, _MODELS, timeouts)["data"]]
     except (msgspec.DecodeError, KeyError, TypeError):
         return []
+
+
+def identity(target: Target, timeouts: Timeouts) -> dict[str, Any]:
+    """What the bundled stack says that it is: hashes of its settings and weights, its engine, its processes.
+
+    Raises ServingError when there is no such page.
+    """
+    try:
+        return dict(_page(target, _IDENTITY, timeouts))
+    except (msgspec.DecodeError, TypeError, ValueError) as error:
+        raise ServingError(f"{target.url}{_IDENTITY}: the server does not say what it is ({error})") from error
+
+
+def _page(target: Target, path: str, timeouts: Timeouts) -> Any:
+    """The JSON value on a page. Raises msgspec.DecodeError when there is none."""
+    return msgspec.json.decode(_send(target, _Page(path), timeouts, Request(prompt="")).text)
 
 
 def _send(target: Target, dialect: ClientHalf, timeouts: Timeouts, request: Request) -> Record:
@@ -60,13 +77,16 @@ async def _one(target: Target, dialect: ClientHalf, timeouts: Timeouts, request:
         await client.close()
 
 
-class _Models:
-    """The list of models as a dialect of its own: its text is the body."""
+class _Page:
+    """A page of the server as a dialect of its own: its text is the body."""
 
-    name = "models"
+    name = "page"
+
+    def __init__(self, path: str) -> None:
+        self._path = path
 
     def encode(self, request: Request) -> HttpRequest:
-        return HttpRequest(method="GET", path=_MODELS, headers=(), body=b"")
+        return HttpRequest(method="GET", path=self._path, headers=(), body=b"")
 
     def decoder(self, request: Request, headers: Mapping[str, str]) -> "_Body":
         return _Body()

@@ -21,7 +21,11 @@ _AT_ONCE = 8
 def fill(plan: Plan, target: Target, dialect: ClientHalf, timeouts: Timeouts) -> int:
     """Send every distinct prompt of a plan once, for one token, 8 at a time; how many. Raises ServingError."""
     asked = {planned.request.prompt: planned.request for planned in plan.requests}
-    requests = [msgspec.structs.replace(request, max_new_tokens=1) for request in asked.values()]
+    # ids of their own: rows that a server captures of them are not those of the load
+    requests = [
+        msgspec.structs.replace(request, max_new_tokens=1, request_id=f"warm-{index:05d}")
+        for index, request in enumerate(asked.values())
+    ]
     loop = new_loop()
     try:
         loop.run_until_complete(_all(requests, target, dialect, timeouts))

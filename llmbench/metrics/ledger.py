@@ -63,6 +63,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         "tgi_batch_current_size",
         "num_requests_running",
     ),
+    "steps": ("llmbench:steps_total",),
     "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "tgi_queue_size", "num_requests_waiting"),
     "cache_queries": (
         "vllm:prefix_cache_queries_total",

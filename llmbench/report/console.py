@@ -34,6 +34,8 @@ def show(console: Console, view: View, steadily: bool = False) -> None:
         say(_reasons(view.numbers), markup=False)
     if totals := _run(view.numbers):
         say(totals, markup=False)
+    if view.captured is not None:
+        say(words.captured(view.captured), markup=False)
     console.print(_latencies(view.numbers))
     if steadily:
         _steady(console, view)

@@ -74,6 +74,8 @@ def summary(view: View) -> dict[str, Any]:
             "traffic": view.steady_traffic,
             "summary": numbers,
         }
+    if view.captured is not None:
+        value["captured"] = view.captured
     return value | {"plan_sha256": view.plan_sha256, "load": view.load, "instrument": view.instrument}
 
 

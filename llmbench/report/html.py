@@ -12,6 +12,7 @@ from typing import Any
 from llmbench import __version__
 from llmbench.clock import seconds
 from llmbench.metrics import Trace, per_request, per_run
+from llmbench.metrics.captured import Captured
 from llmbench.metrics.checks import Check
 from llmbench.metrics.stalls import FREEZE_S, TIMES_THE_MEDIAN, Stalls, stalls
 from llmbench.metrics.summary import Distribution, Summary
@@ -44,6 +45,7 @@ def page(view: View) -> str:
             _head(view),
             _checks(view.checks),
             _numbers(view),
+            _captured(view.captured),
             time_charts,
             spreads,
             _lanes(view.traces),
@@ -227,6 +229,15 @@ def _lanes(traces: Sequence[Trace]) -> str:
         '<div class="below"></div></div><p class="over">seconds of the plan</p></figure>'
         "<noscript><p>The lanes are drawn by the page's script.</p></noscript>",
     )
+
+
+def _captured(found: Captured | None) -> str:
+    """In how large batches the captured rows were computed, beside the load."""
+    if found is None:
+        return ""
+    rows = [(str(size), str(count), f"{count / found.num_rows:.1%}") for size, count in found.batches]
+    shown = table(("batch", "rows", "share"), rows)
+    return section("Rows of logits", f"<p>{escape(words.captured(found))}</p>{shown}")
 
 
 def _stalls(found: Stalls, start_ns: int) -> str:

@@ -20,6 +20,8 @@ def page(view: View) -> str:
     if view.window is not None:
         about.append(("part", f"requests due from {view.window}; verdict and checks are of the whole run"))
     about += [("instrument", view.instrument.removeprefix("instrument "))]
+    if view.captured is not None:
+        about.append(("rows", words.captured(view.captured)))
     parts.append("\n".join(f"* {name}: {plain(value)}" for name, value in about if value))
     wrong = [_check(check) for check in view.checks if check.verdict in ("failed", "inconclusive")]
     if wrong:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from llmbench.metrics import Trace
+from llmbench.metrics.captured import Captured
 from llmbench.metrics.checks import Check, RunVerdict, verdict
 from llmbench.metrics.evidence import Sample, Scrape
 from llmbench.metrics.steady import Steady
@@ -47,6 +48,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     samples: Sequence[Sequence[Sample]] = ()
     scrapes: Sequence[Scrape] = ()
     seams_s: Sequence[float] = ()
+    captured: Captured | None = None
+    """The rows of logits that were captured in the whole run, if any were."""
 
     @property
     def verdict(self) -> RunVerdict | None:

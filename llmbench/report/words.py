@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from llmbench.metrics.captured import Captured
 from llmbench.metrics.summary import Distribution, Summary
 from llmbench.report.view import View
 
@@ -119,3 +120,22 @@ def _within(what: str, value_s: float | None) -> str:
 def _short(value: float) -> str:
     """At most three digits: 5, 0.25, 312."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def captured(found: Captured) -> str:
+    """The captured rows: how many, of how much of the load, and in what batches beside the load's."""
+    forced = ", fed with the tokens of a base" if found.decode == "forced" else ""
+    share = f"{found.share_of_tokens:.1%} of the {found.num_tokens} tokens of the answers"
+    if not found.num_rows:
+        return f"no rows of logits were captured, of {found.num_tokens} tokens"
+    smallest, median, largest = found.spread
+    said = (
+        f"{found.num_rows} rows of logits captured ({found.tier}{forced}), {share}, in batches of {smallest} to "
+        f"{largest}, median {median}"
+    )
+    if found.load_batch is None or found.share_at_load is None:
+        return f"{said}; the load's mean batch is not known: the server's counters were not read"
+    return (
+        f"{said}; the load's mean batch was {number(found.load_batch)} (tokens / steps by the server's counters), "
+        f"{found.share_at_load:.1%} of the rows stand for it"
+    )

@@ -58,9 +58,11 @@ def test_03_rows_of_a_server_with_other_settings_do_not_count(tmp_path: Path) ->
     base = store(tmp_path / "base", rows, config="timed")
     new = store(tmp_path / "new", rows, config="seq_length 4096")
     with pytest.raises(InvalidMeasurement, match="settings seq_length 4096; the load ran with timed") as caught:
-        compared(base, new, config="timed")
+        compared(base, new, server={"config": "timed"})
     assert caught.value.exit_code == 3
-    assert compared(base, store(tmp_path / "same", rows, config="timed"), config="timed").verdict == "passed"
+    assert (
+        compared(base, store(tmp_path / "same", rows, config="timed"), server={"config": "timed"}).verdict == "passed"
+    )
 
 
 def test_04_a_fault_between_the_hundredth_rows_is_found(tmp_path: Path) -> None:
