@@ -44,7 +44,7 @@ def run(asked: Asked, json: Path | None) -> int:
     if asked.base is not None and asked.new is not None:
         if asked.prompt is not None:
             raise InputError("--prompt: the captures have the prompts; give either two captures or --prompt")
-        options = Options(profile=asked.profile, allow_missing=sys.maxsize, threads=asked.threads)
+        options = Options(profile=asked.profile, allow_missing=sys.maxsize, processes=asked.threads)
         comparison, place = bisecting.first_bad(asked.base, asked.new, options, asked.request, asked.step)
         if place is None:
             print(f"nothing to look for: all {comparison.num_compared} rows are equal bit by bit")
