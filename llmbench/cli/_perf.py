@@ -272,10 +272,7 @@ def _mix(settings: Settings, vow: "Vow | None") -> _plan.Mix | None:
     """What puts questions with known answers among the requests of an audited run."""
     if vow is None or settings.canaries == 0:
         return None
-    from llmbench.cli._vow import SHARE
-
-    share = SHARE if settings.canaries is None else settings.canaries
-    return lambda plan, tokenizer: vow.mix(plan, share, settings.canary_file, tokenizer)
+    return lambda plan, tokenizer: vow.mix(plan, settings.canaries, settings.canary_file, tokenizer)
 
 
 def speech_of(settings: Settings, plan: plans.Plan | None) -> fleet.Speech:

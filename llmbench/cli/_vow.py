@@ -8,7 +8,7 @@ from llmbench import chain
 from llmbench.accuracy.audit import canaries, evidence, secret, session
 from llmbench.accuracy.audit.secret import Committed, Revealed, Secret
 from llmbench.accuracy.audit.session import Looked
-from llmbench.errors import InvalidMeasurement
+from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.loadgen.target import Target
 from llmbench.tokenizer import Tokenizer
 from llmbench.workload.plan import Plan
@@ -26,10 +26,15 @@ class Vow:
         self._secret: Secret | None = None
         self._lines: list[Committed] = []
 
-    def mix(self, plan: Plan, share: float, questions: Path | None, tokenizer: Tokenizer) -> Plan:
-        """The plan with questions in it, which the secret names. Raises InputError."""
+    def mix(self, plan: Plan, share: float | None, questions: Path | None, tokenizer: Tokenizer) -> Plan:
+        """The plan with questions in it, which the secret names. Raises InputError when wished ones do not fit."""
         asked = canaries.known() if questions is None else canaries.read(questions)
-        plan, chosen = canaries.mixed(plan, asked, share, secret.number(self._seed, "canaries"), tokenizer)
+        seed = secret.number(self._seed, "canaries")
+        plan, chosen = canaries.mixed(plan, asked, SHARE if share is None else share, seed, tokenizer)
+        if not chosen and (share is not None or questions is not None):
+            raise InputError(
+                "--canaries: every request of this plan is of a conversation or of token ids; leave it out"
+            )
         self._secret = secret.new(chosen, self._seed)
         return plan
 

@@ -352,6 +352,10 @@ def test_a_trusted_server_scores_as_well_as_a_model_in_this_process(stacks: Stac
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (
+            ("--audit", "--canaries", "0.1", "--dataset", "multiturn", "-n", "3"),
+            "every request of this plan is of a conversation",
+        ),
         (("--canaries", "0.1"), "add --audit"),
         (("--audit", "--canaries", "0.1", "--plan", "x.jsonl.gz"), "the plan of --plan is sent as it is"),
     ],

@@ -61,13 +61,17 @@ def mixed(
 ) -> tuple[Plan, tuple[Canary, ...]]:
     """The plan with that share of its requests asking questions instead, at least one, and which ones those are.
 
-    Turns of a conversation are left alone. Raises InputError when the plan has nothing else.
+    Turns of a conversation and prompts of token ids are left alone; a plan of nothing else has no question.
     """
     rng = np.random.default_rng(seed)
     waited_for = {each.after for each in plan.requests if isinstance(each.after, int)}
-    free = [each for each in plan.requests if not isinstance(each.after, int) and each.index not in waited_for]
+    free = [
+        each
+        for each in plan.requests
+        if not isinstance(each.after, int) and each.index not in waited_for and isinstance(each.request.prompt, str)
+    ]
     if not free:
-        raise InputError("--canaries: every request of this plan is of a conversation; leave --canaries 0")
+        return plan, ()
     number = max(1, round(share * len(plan.requests)))
     roomy = [each for each in free if each.request.max_new_tokens is None or each.request.max_new_tokens >= _ROOM]
     slots = roomy if len(roomy) >= number else free
