@@ -175,7 +175,7 @@ def lines(report: Report) -> Iterator[Line]:
     yield Line(f"determinism {report.verdict.upper()}", tone.get(report.verdict, "bad"))
     for reason in report.reasons:
         yield Line(f"  {reason}", tone.get(report.verdict, "bad"))
-    limits = f" {report.profile}: {profiles.get(report.profile).for_what}" if report.profile else ""
+    limits = f"; profile {report.profile}: {profiles.get(report.profile).for_what}" if report.profile else ""
     yield Line(f"level {report.level}: {LEVELS[report.level]}{limits}")
     for phase in report.phases:
         yield Line(f"{phase.name}: {_answers(phase, report.by)}")

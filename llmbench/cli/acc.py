@@ -10,8 +10,9 @@ from llmbench.cli import acc_run
 app = typer.Typer(
     help="Check the logits of a stack against base logits: `acc --base DIR` replays and compares, `acc dump` makes a "
     "base, `acc run` checks the rows of a timed load, `acc compare` compares two captures, `acc show` looks at a row, "
-    "`acc bisect` names the layer in which they part, `acc threeway` judges errors by those of the dtype. Exit 0: "
-    "passed, 1: values differ, 3: rows are missing or broken, 4: inconclusive."
+    "`acc bisect` names the layer in which they part, `acc threeway` judges errors by those of the dtype. Without a "
+    "base: `acc batchvar`, `acc determinism`, `acc selfcheck`, `acc calibrate`. Exit 0: passed, 1: values differ, "
+    "3: rows are missing or broken, 4: inconclusive."
 )
 
 Number = Annotated[int, typer.Option("-n", "--num-requests", min=1, help="The first so many samples.")]
