@@ -263,8 +263,8 @@ def _measured(folder: Path, settings: Settings, cases: Sequence[Case], opened: _
             raise InvalidMeasurement(f"{folder}: begun with {kept.what}, not with {opened.what}; leave --resume out")
         if not (folder / _ENVIRONMENT).exists():
             files.write_json(folder / _ENVIRONMENT, files.environment())
-        say(f"{opened.what}: {folder}")
         try:
+            say(f"{opened.what}: {folder}")
             if settings.max_batch:
                 _searched(settings, _Searching(opened.bench, kept, settings.repeats or _SEARCH_REPEATS, say).measured)
             else:

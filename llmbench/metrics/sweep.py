@@ -125,7 +125,7 @@ class Largest(msgspec.Struct, frozen=True, kw_only=True):
     """The largest batch within a limit, for one pair of lengths; None when not even the lowest is.
 
     `next` is the smallest one that was tried above it, None when all were within it. `monotone` is whether no larger
-    batch had shorter steps, as the search takes it.
+    batch had steps shorter by a tenth or more, as the search takes it.
     """
 
     input_len: int

@@ -14,7 +14,7 @@ from llmbench.errors import InputError, RequestError, ServingError
 from llmbench.loadgen.client import Timeouts
 from llmbench.loadgen.driver import Driver
 from llmbench.loadgen.record import Record
-from llmbench.loadgen.run import new_loop, sender
+from llmbench.loadgen.run import interrupts, new_loop, sender
 from llmbench.loadgen.target import Target
 from llmbench.metrics.sweep import Case, Pass
 from llmbench.protocols import ClientHalf
@@ -107,10 +107,14 @@ class HttpBench:
     async def _drive(self, planned: Sequence[PlannedRequest]) -> list[Record]:
         records: list[Record] = []
         client = sender(self._target, self._dialect, self._timeouts)
+        driver = Driver(planned, client, records.append, drain_s=0.0)
         try:
-            await Driver(planned, client, records.append).run()
+            with interrupts(driver.interrupt):
+                await driver.run()
         finally:
             await client.close()
+        if driver.interrupted:
+            raise KeyboardInterrupt
         return records
 
     def _check(self, record: Record, input_len: int, num_new: int) -> None:

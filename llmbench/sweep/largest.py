@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from llmbench.metrics.sweep import Case, Largest, Measured, Probe, figures
 
+_AS_SHORT = 0.9  # of another batch's steps: that much is noise
+
 
 def search(within: Callable[[int], bool], low: int, high: int) -> int | None:
     """The largest number from `low` to `high` for which `within` holds, if it holds for all below; None for none."""
@@ -61,6 +63,6 @@ def _probe(measured: Measured, limit_s: float) -> Probe:
 
 
 def _monotone(tried: Sequence[Probe]) -> bool:
-    """Whether no larger batch had shorter steps, as far as they were measured."""
+    """Whether no larger batch had much shorter steps than a smaller one, as far as they were measured."""
     steps = [probe.step_s for probe in tried if probe.step_s is not None]
-    return steps == sorted(steps)
+    return all(later >= _AS_SHORT * max(steps[:number], default=0.0) for number, later in enumerate(steps))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -159,6 +160,21 @@ def test_a_server_is_swept_over_http(server: Serving, tmp_path: Path) -> None:
     streams = third["rounds"][0]["whole"]["streams_s"]
     assert [len(stream) for stream in streams] == [4, 4, 4]
     assert f"openai_completions at {server.url}" in done.stdout
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(server: Serving, tmp_path: Path) -> None:
+    flags = ("--url", server.url, "--batch", 2, "--input", 16, "--output", 1500, "--repeats", 50)
+    process = subprocess.Popen(
+        command(*flags, "--results", tmp_path), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith("openai_completions at "):  # the first case begins behind this line
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, rest = process.communicate(timeout=60)
+    (path,) = tmp_path.iterdir()
+    assert (process.returncode, out) == (130, "")
+    assert rest.startswith(f"interrupted; go on with: llmbench sweep --resume {path}\n")
 
 
 def test_a_server_that_does_not_answer_in_time_is_no_measurement(server: Serving, tmp_path: Path) -> None:
