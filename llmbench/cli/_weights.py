@@ -19,6 +19,7 @@ from llmbench.weights.convert import DTYPES, MAX_SHARD_BYTES, Report, Target
 from llmbench.weights.names import WRITABLE
 from llmbench.weights.sources import How, Opened, open_weights
 
+_SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
@@ -36,6 +37,7 @@ class Source(msgspec.Struct, frozen=True):
 def target(layout: str, container: str, dtype: str | None, max_shard_size: str | None, allow_nonfinite: bool) -> Target:
     """What is to be written. Raises ConfigError for a flag that is none of what can be."""
     containers = ("safetensors", "ckpt")
+    dtype = dtype if dtype is None else _SHORT.get(dtype, dtype)
     for flag, kind, given, known in (
         ("--to", "layout", layout, WRITABLE),
         ("--format", "format", container, containers),

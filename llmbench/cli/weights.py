@@ -25,7 +25,10 @@ NumRanks = Annotated[int, typer.Option("--ranks", min=1, help="How many ranks to
 To = Annotated[str, typer.Option(help=f"Names and order of rows to write: {_LAYOUTS}.")]
 Format = Annotated[str, typer.Option(help="safetensors, or MindSpore's ckpt.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, float16, bfloat16.  [default: as it is, to the bit]", show_default=False)
+    str | None,
+    typer.Option(
+        help="float32, float16, bfloat16, or fp32, fp16, bf16.  [default: as it is, to the bit]", show_default=False
+    ),
 ]
 Vocabulary = Annotated[
     str, typer.Option(help="Embeddings and head: cut (as `serve --ranks` does), or whole on each rank.")

@@ -94,7 +94,7 @@ def test_a_dtype_is_that_of_every_tensor_and_of_config_json(tmp_path: Path) -> N
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     again = tmp_path / "again"
     weights("convert", tmp_path / "out", again, "--to", "hf", "--dtype", "float32")
-    weights("convert", again, tmp_path / "back", "--to", "hf", "--dtype", "bfloat16")
+    weights("convert", again, tmp_path / "back", "--to", "hf", "--dtype", "bf16")
     assert read_folder(tmp_path / "back") == found
 
 
