@@ -1,16 +1,18 @@
-"""Several ranks of an engine in one process, one thread for each, so that tests can drive them as one engine."""
+"""Several ranks of an engine, each in a process of its own as in an agent, that tests can drive as one engine."""
 
+import functools
+import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 from llmbench import engines
 from llmbench.engines import Batch, Capacity, Engine, EngineSettings, StepResult
+from llmbench.errors import LlmbenchError
 from llmbench.link import collective
 from llmbench.link.collective import Collective
-from llmbench.weights.model import Model
-
-T = TypeVar("T")
+from llmbench.weights.model import Model, open_model
 
 
 class Together:
@@ -19,40 +21,70 @@ class Together:
     def __init__(self, name: str, model: Model, settings: EngineSettings, num_ranks: int) -> None:
         self.name = name
         path = collective.create(num_ranks)
-        self._groups = [Collective.join(path, rank, num_ranks, patience_s=20) for rank in range(num_ranks)]
-        path.unlink()
-        self._pool = ThreadPoolExecutor(num_ranks)
-        self.ranks: list[Engine] = self._each(lambda rank: engines.get(name, model, settings, self._groups[rank]))
-        self.dtype = self.ranks[0].dtype
+        context = multiprocessing.get_context("spawn")
+        self._ranks: list[Connection] = []
+        for rank in range(num_ranks):
+            here, there = context.Pipe()
+            args = (there, path, rank, num_ranks, name, model.name, settings)
+            context.Process(target=_serve, args=args, daemon=True).start()
+            there.close()
+            self._ranks.append(here)
+        try:
+            made = self._answers()
+        finally:
+            path.unlink()
+        assert len({str(capacity) for capacity, _ in made}) == 1
+        self._capacity: Capacity = made[0][0]
+        self.dtype: str = made[0][1]
         self.compiled_s = 0.0
 
     def capacity(self) -> Capacity:
-        assert len({str(rank.capacity()) for rank in self.ranks}) == 1
-        return self.ranks[0].capacity()
+        return self._capacity
 
     def step(self, batch: Batch) -> StepResult:
-        return self._each(lambda rank: self.ranks[rank].step(batch))[0]
+        for rank in self._ranks:
+            rank.send(batch)
+        result: StepResult = self._answers()[0]
+        return result
 
     def close(self) -> None:
-        for rank in self.ranks:
+        for rank in self._ranks:
             rank.close()
-        self._pool.shutdown()
 
-    def _each(self, work: Callable[[int], T]) -> list[T]:
+    def _answers(self) -> list[Any]:
         """What all ranks give; the error of the first rank that has one. The others have ended by then, too."""
-        futures = [self._pool.submit(self._or_leave, work, rank) for rank in range(len(self._groups))]
-        errors = [future.exception() for future in futures]
-        for error in errors:
-            if error is not None:
-                raise error
-        return [future.result() for future in futures]
+        answers = [rank.recv() for rank in self._ranks]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
 
-    def _or_leave(self, work: Callable[[int], T], rank: int) -> T:
+
+def _serve(
+    connection: Connection, path: Path, rank: int, size: int, name: str, model: str, settings: EngineSettings
+) -> None:
+    """One rank: says what it holds, then answers each batch, until nobody asks any more."""
+    group = Collective.join(path, rank, size)
+
+    def answer(work: Callable[[], Any]) -> None:
         """What a rank does, and at its end the meeting that an agent keeps."""
-        group, failed = self._groups[rank], True
+        given: Any = None
         try:
-            result = work(rank)
-            failed = False
-            return result
-        finally:
-            group.end_step(failed)
+            given = work()
+        except LlmbenchError as error:
+            given = error
+        group.end_step(isinstance(given, Exception))
+        connection.send(given)
+
+    made: list[Engine] = []
+
+    def load() -> tuple[Capacity, str]:
+        made.append(engines.get(name, open_model(model), settings, group))
+        return made[0].capacity(), made[0].dtype
+
+    answer(load)
+    try:
+        while made:
+            answer(functools.partial(made[0].step, connection.recv()))
+    except EOFError:
+        made[0].close()

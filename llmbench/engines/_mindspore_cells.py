@@ -192,10 +192,18 @@ class FusedAttention(_Cell):
         return self.reshape(out, (num * steps, width))
 
 
-class Layer(_Cell):
-    """One decoder layer."""
+class Whole(nn.Cell):
+    """What one rank computed is all there is, where it is the only one."""
 
-    def __init__(self, model: Model, index: int, pages: Pages, operators: Operators) -> None:
+    def construct(self, x: Tensor) -> Tensor:
+        """x as it is."""
+        return x
+
+
+class Layer(_Cell):
+    """One decoder layer; `several` ranks hold parts of it, whose results are added."""
+
+    def __init__(self, model: Model, index: int, pages: Pages, operators: Operators, several: bool) -> None:
         super().__init__()
         config, prefix, dtype = model.config, f"model.layers.{index}.", operators.dtype
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
@@ -213,6 +221,7 @@ class Layer(_Cell):
         self.output = _matrix(model, [prefix + "self_attn.o_proj.weight"], dtype)
         self.gate_up = _matrix(model, [f"{prefix}mlp.{part}_proj.weight" for part in ("gate", "up")], dtype)
         self.down = _matrix(model, [prefix + "mlp.down_proj.weight"], dtype)
+        self.total = _total(several)
         self.halves = ops.Split(-1, 2)
         self.join = ops.Concat(-1)
         self.silu = auto_generate.SiLU()
@@ -252,23 +261,31 @@ class Layer(_Cell):
         q = self.slice(turned, (0, 0, 0), (num, heads, dim))
         k = self.slice(turned, (0, heads, 0), (num, kv, dim))
         v = self.slice(qkv, (0, heads + kv, 0), (num, kv, dim))
-        return x + self.multiply(self.attention(q, k, v, write_at, read_at, mask, lens), self.output)
+        return x + self.total(self.multiply(self.attention(q, k, v, write_at, read_at, mask, lens), self.output))
 
     def feed(self, x: Tensor) -> Tensor:
         """x and what the MLP adds to it."""
         gate, up = self.halves(self.multiply(self.mlp_norm(x), self.gate_up))
-        return x + self.multiply(self.silu(gate) * up, self.down)
+        return x + self.total(self.multiply(self.silu(gate) * up, self.down))
 
 
 class Decoder(_Cell):
-    """The whole model: token ids in, float32 logits out."""
+    """The whole model: token ids in, float32 logits out.
 
-    def __init__(self, model: Model, pages: Pages, max_model_len: int, operators: Operators) -> None:
+    Where it is a rank's part, its vocabulary begins at `first_id`, and so do the columns of its logits.
+    """
+
+    def __init__(
+        self, model: Model, pages: Pages, max_model_len: int, operators: Operators, first_id: int | None = None
+    ) -> None:
         super().__init__()
         config, dtype = model.config, operators.dtype
         self.block_size = pages.block_size
         self.embedding = _parameter(model.tensor("model.embed_tokens.weight"), dtype)
-        self.layers = nn.CellList([Layer(model, i, pages, operators) for i in range(config.num_layers)])
+        self.first_id = first_id
+        several = first_id is not None
+        self.total = _total(several)
+        self.layers = nn.CellList([Layer(model, i, pages, operators, several) for i in range(config.num_layers)])
         norm = FusedNorm if operators.fused_norm else Norm
         self.norm = norm(model.tensor("model.norm.weight"), config.rms_norm_eps, dtype)
         self.tied = config.tie_embeddings
@@ -278,9 +295,11 @@ class Decoder(_Cell):
         self.cos = _parameter(cos, dtype)
         self.sin = _parameter(sin, dtype)
         self.places = Tensor(np.arange(-(-max_model_len // pages.block_size) * pages.block_size, dtype=np.int32))
+        self.zero = Tensor(0.0, getattr(ms, dtype))
         self.visible = Tensor(0.0, ms.float32)
         self.hidden = Tensor(-math.inf, ms.float32)
         self.select = ops.Select()
+        self.both = ops.LogicalAnd()
         self.multiply_tied = ops.MatMul(transpose_b=True)
 
     def construct(self, ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor, rows: Tensor) -> Tensor:
@@ -300,7 +319,7 @@ class Decoder(_Cell):
         """The embeddings [T, hidden], and what else every layer is called with."""
         num, steps = ids.shape
         at = self.reshape(positions, (num * steps,))
-        x = self.gather(self.embedding, self.reshape(ids, (num * steps,)), 0)
+        x = self.embed(self.reshape(ids, (num * steps,)))
         cos = self.reshape(self.gather(self.cos, at, 0), (num * steps, 1, -1))
         sin = self.reshape(self.gather(self.sin, at, 0), (num * steps, 1, -1))
         place = self.slice(self.places, (0,), (tables.shape[1] * self.block_size,))
@@ -312,6 +331,15 @@ class Decoder(_Cell):
         """float32 [m, vocab] of normalised hidden states [m, hidden]."""
         logits = self.multiply_tied(x, self.embedding) if self.tied else self.multiply(x, self.head)
         return self.cast(logits, ms.float32)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[T, hidden] of ids int32 [T]. Of several ranks one has a token's row, the others add zeros."""
+        if self.first_id is None:
+            return self.gather(self.embedding, ids, 0)
+        own = ids - self.first_id
+        there = self.both(own >= 0, own < self.embedding.shape[0])
+        x = self.gather(self.embedding, self.select(there, own, 0 * own), 0)
+        return self.total(self.select(self.reshape(there, (-1, 1)), x, self.zero))
 
 
 class Entrance(nn.Cell):
@@ -410,6 +438,11 @@ def _rotations(config: ModelConfig, num_positions: int) -> tuple[Float32, Float3
     angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
     cos, sin = np.cos(angles), np.sin(angles)
     return np.concatenate([cos, cos], axis=1), np.concatenate([-sin, sin], axis=1)
+
+
+def _total(several: bool) -> nn.Cell:
+    """The sum over all ranks, the same bits at each."""
+    return ops.AllReduce() if several else Whole()
 
 
 def _matrix(model: Model, names: list[str], dtype: str) -> Parameter:

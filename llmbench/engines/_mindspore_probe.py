@@ -65,9 +65,11 @@ def try_norm(dtype: str) -> None:
 
 
 def _dtype(config: ModelConfig) -> str:
-    if device() == "CPU":
-        return "float32"
     stored = [config.dtype] if config.dtype in ("float16", "bfloat16") else []
+    if device() == "CPU":
+        for dtype in stored:
+            _log.info("the weights are %s; on the CPU they are float32, since MindSpore emulates 16 bits there", dtype)
+        return "float32"
     for dtype in (*stored, "float16"):
         if runs(f"MatMul in {dtype}", functools.partial(_multiply, dtype)):
             return dtype

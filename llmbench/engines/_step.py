@@ -54,6 +54,18 @@ def result(batch: Batch, logits: Float32) -> StepResult:
     )
 
 
+def join(parts: Float32, vocab_size: int) -> Float32:
+    """float32 [m, vocab] from the columns of each rank [ranks, m, width], less what fills up those of the last."""
+    num_ranks, num, width = parts.shape
+    return parts.swapaxes(0, 1).reshape(num, num_ranks * width)[:, :vocab_size]
+
+
+def nothing(batch: Batch) -> StepResult:
+    """What a rank other than 0 gives: nobody looks at it."""
+    num = len(batch.query_lens)
+    return StepResult(token_ids=np.full(num, -1, np.int32), chosen_logits=np.zeros(num, np.float32))
+
+
 def used_blocks(batch: Batch, block_size: int) -> npt.NDArray[np.int32]:
     """int32: the blocks that the sequences of a step have, some perhaps several times."""
     needed = -(-batch.context_lens // block_size)

@@ -9,20 +9,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench.engines import Batch, Capacity, EngineSettings, StepResult, Watcher
+from llmbench.engines import Batch, Capacity, EngineSettings, Group, StepResult, Watcher
 from llmbench.engines import _mindspore_home as home
 from llmbench.engines import _step as step
-from llmbench.errors import ServingError
+from llmbench.errors import AgentDied, ServingError
+from llmbench.weights import shard
 from llmbench.weights.model import Model
-
-if TYPE_CHECKING:
-    pass
 
 Int32 = npt.NDArray[np.int32]
 Intp = npt.NDArray[np.intp]
@@ -84,7 +82,8 @@ class MindsporeLlama:
 
     name = "mindspore_llama"
 
-    def __init__(self, model: Model, settings: EngineSettings) -> None:
+    def __init__(self, model: Model, settings: EngineSettings, num_blocks: int, first_id: int | None = None) -> None:
+        """Load a model; `first_id` is where the vocabulary of a rank's part begins."""
         from llmbench.engines import _mindspore_cells as cells
         from llmbench.engines import _mindspore_probe as probe
 
@@ -92,7 +91,7 @@ class MindsporeLlama:
         self.dtype = operators.dtype
         self._vocab_size = model.config.vocab_size
         self._block_size = settings.block_size
-        self._num_blocks = settings.num_blocks or step.choose_num_blocks(model.config, settings, _CACHE_SHARE)
+        self._num_blocks = num_blocks
         self._max_model_len = min(model.config.max_positions, self._num_blocks * settings.block_size)
         self._sizes = Sizes(
             max_batch=settings.max_batch,
@@ -100,7 +99,7 @@ class MindsporeLlama:
             block_size=settings.block_size,
         )
         pages = cells.Pages(num_blocks=self._num_blocks, block_size=settings.block_size)
-        self._decoder: Any = cells.Decoder(model, pages, self._max_model_len, operators)
+        self._decoder: Any = cells.Decoder(model, pages, self._max_model_len, operators, first_id)
         self._cleaner: Any = cells.Cleaner(self._decoder, model.config, settings.block_size, operators.dtype)
         self._compiled: set[Shape] = set()
         self.compiled_s = 0.0
@@ -116,15 +115,7 @@ class MindsporeLlama:
     def step(self, batch: Batch) -> StepResult:
         """Compute one step and write the KV cache."""
         step.check(batch, self._max_model_len, self._vocab_size)
-        rows = step.logit_rows(batch)
-        logits = np.empty((len(rows), self._vocab_size), np.float32)
-        for call in _calls(batch, self._sizes.max_batch):
-            self._call(batch, call, rows, logits)
-        try:
-            return step.result(batch, logits)
-        except ServingError:
-            self._forget(batch)
-            raise
+        return self._choose(batch, self._logits(batch, self._vocab_size))
 
     def watch(self, watcher: Watcher | None) -> None:
         """Show what the layers compute, see engines.Watchable: each part is a graph of its own then."""
@@ -137,6 +128,22 @@ class MindsporeLlama:
     def close(self) -> None:
         """Give back the weights and the cache."""
         self._decoder = self._cleaner = self._parts = None
+
+    def _logits(self, batch: Batch, vocab_size: int) -> Float32:
+        """float32 [m, vocab] of the tokens in `logit_rows`."""
+        rows = step.logit_rows(batch)
+        logits = np.empty((len(rows), vocab_size), np.float32)
+        for call in _calls(batch, self._sizes.max_batch):
+            self._call(batch, call, rows, logits)
+        return logits
+
+    def _choose(self, batch: Batch, logits: Float32) -> StepResult:
+        """The tokens, from logits [m, vocab]."""
+        try:
+            return step.result(batch, logits)
+        except ServingError:
+            self._forget(batch)
+            raise
 
     def _call(self, batch: Batch, call: Call, rows: Intp, logits: Float32) -> None:
         """Run one call, and put those of its rows that are wanted where they belong."""
@@ -239,11 +246,65 @@ class MindsporeLlama:
             self._cleaner(mindspore.Tensor(slots.astype(np.int32)))
 
 
+class ShardedMindspore(MindsporeLlama):
+    """One rank of several. The sums over all ranks are MindSpore's own, in the graph; each rank's columns of the logits
+    go to rank 0 as those of every engine do.
+    """
+
+    def __init__(self, model: Model, settings: EngineSettings, group: Group) -> None:
+        own = shard.cut(model, group.rank, group.size)
+        ids = shard.part("model.embed_tokens.weight", model.config, group.rank, group.size)
+        self._group = group
+        self._width = own.config.vocab_size
+        super().__init__(own, settings, _least_num_blocks(own, settings, group), ids.start)
+        self._vocab_size = model.config.vocab_size
+
+    def step(self, batch: Batch) -> StepResult:
+        """Compute one step together with the other ranks; only rank 0's result has tokens and logits."""
+        step.check(batch, self._max_model_len, self._vocab_size)
+        part = self._logits(batch, self._width)
+        gathered = self._group.gather(part)
+        if gathered is not None:
+            return self._choose(batch, step.join(gathered, self._vocab_size))
+        if not np.isfinite(part).all():  # then rank 0 finds no token and forgets these blocks, too
+            self._forget(batch)
+        return step.nothing(batch)
+
+    def _run(self, shape: Shape, *arrays: Int32) -> Any:
+        try:
+            return super()._run(shape, *arrays)
+        except ServingError as error:  # the other ranks may wait for this one in the middle of the graph
+            raise AgentDied(str(error)) from error
+
+
 def engine(model: Model, settings: EngineSettings) -> MindsporeLlama:
     """Load a model. Raises InputError when its weights do not fit into the free memory."""
     home.start(settings.threads)
     step.check_memory(model)
-    return MindsporeLlama(model, settings)
+    return MindsporeLlama(model, settings, _num_blocks(model, settings, _CACHE_SHARE))
+
+
+def sharded(model: Model, settings: EngineSettings, group: Group) -> ShardedMindspore:
+    """Load a rank's part of a model. Raises ConfigError when it cannot be cut, InputError when it does not fit."""
+    shard.check(model.name, model.config, group.size)
+    home.start(settings.threads)
+    from llmbench.engines import _mindspore_ranks as ranks
+
+    step.check_memory(model)
+    ranks.join(group)  # which nobody has done before everybody has looked at what is free
+    return ShardedMindspore(model, settings, group)
+
+
+def _num_blocks(model: Model, settings: EngineSettings, share: float) -> int:
+    """As many as are asked for, or as a share of the free memory holds."""
+    return settings.num_blocks or step.choose_num_blocks(model.config, settings, share)
+
+
+def _least_num_blocks(model: Model, settings: EngineSettings, group: Group) -> int:
+    """What every rank can hold: they have to compile the same graphs in the same order."""
+    numbers = np.zeros(group.size, np.float32)
+    numbers[group.rank] = _num_blocks(model, settings, _CACHE_SHARE / group.size)
+    return int(group.all_reduce(numbers).min())
 
 
 def _calls(batch: Batch, max_batch: int) -> Iterator[Call]:

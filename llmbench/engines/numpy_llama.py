@@ -303,13 +303,10 @@ class ShardedLlama(NumpyLlama):
             part = self._head(hidden)
         gathered = self._group.gather(part)
         if gathered is not None:
-            num, width = part.shape
-            logits = gathered.swapaxes(0, 1).reshape(num, self._group.size * width)
-            return self._choose(batch, plan, logits[:, : self._vocab_size])
+            return self._choose(batch, plan, step.join(gathered, self._vocab_size))
         if not np.isfinite(hidden).all():  # then rank 0 finds no token and forgets these blocks, too
             self._forget(batch)
-        num = len(batch.query_lens)
-        return StepResult(token_ids=np.full(num, -1, np.int32), chosen_logits=np.zeros(num, np.float32))
+        return step.nothing(batch)
 
     def _row_parallel(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
         return self._group.all_reduce(self._multiply(by, x, scratch))

@@ -119,12 +119,14 @@ def test_binding_that_is_not_possible_is_a_note_in_the_log(launch: Launch, monke
 Fault = Callable[[Serving], Any]
 
 
-async def losing(server: Serving, fault: Fault) -> tuple[float, list[Record], list[Record]]:
-    """10 streams of all dialects run and 3 requests wait when the fault comes; how long it took, and their records."""
+async def losing(
+    server: Serving, fault: Fault, num: int = 10, length: int = LONG
+) -> tuple[float, list[Record], list[Record]]:
+    """Streams of all dialects run and 3 requests wait when the fault comes; how long it took, and their records."""
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(client(server, DIALECTS[i % len(DIALECTS)])) for i in range(10)]
-        streams = [asyncio.ensure_future(each.send(request(LONG))) for each in clients]
-        await until(server, num_requests_running=10)
+        clients = [await stack.enter_async_context(client(server, DIALECTS[i % len(DIALECTS)])) for i in range(num)]
+        streams = [asyncio.ensure_future(each.send(request(length))) for each in clients]
+        await until(server, num_requests_running=num)
         waiting = [asyncio.ensure_future(each.send(request(10))) for each in clients[:3]]
         await until(server, num_requests_waiting=3)
         start = time.monotonic()

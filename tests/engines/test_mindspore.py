@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from llmbench.engines import _mindspore_home as home
 from llmbench.engines.mindspore_llama import Shape, Sizes
 from llmbench.errors import ConfigError, InputError, NotInstalled, ServingError
 from llmbench.weights.model import Model, open_model
-from tests.conftest import need
+from tests.conftest import Launch, need
 from tests.engines.test_numpy_llama import LLAMA, PLAIN, QWEN2, hugging_face, random_ids, step, write
 
 Ids = npt.NDArray[np.int64]
@@ -35,6 +36,17 @@ MODELS = {"llama": PLAIN, "llama-gqa": LLAMA | {"head_dim": 16}, "qwen2": QWEN2}
 ENGINES = ["numpy_llama", "mindspore_llama", "mindformers"]
 
 needs_mindspore = pytest.mark.mindspore
+
+
+@needs_mindspore
+@pytest.mark.oracle
+def test_all_libraries_are_installed_together() -> None:
+    """What `make venv-all` makes, so that none of the comparisons below is left out."""
+    need("mindspore")
+    found = {name: version(name) for name in ("mindspore", "mindformers", "torch", "transformers", "numpy")}
+    exact = {"mindspore": "2.9.0", "mindformers": "1.9.0", "torch": "2.13.0", "transformers": "4.57.1"}
+    assert {name: found[name].partition("+")[0] for name in exact} == exact
+    assert found["numpy"].startswith("1.26.")
 
 
 class Answers(NamedTuple):
@@ -247,6 +259,20 @@ def test_the_cpu_has_none_of_the_fused_operators_and_the_log_says_why(caplog: py
 
 
 @needs_mindspore
+def test_weights_of_16_bits_are_float32_on_the_cpu_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    need("mindspore")
+    home.start(1)
+    from llmbench.engines import _mindspore_probe as probe
+
+    if probe.device() != "CPU":
+        pytest.skip(f"MindSpore runs on {probe.device()}")
+    config = msgspec.structs.replace(open_model("random:tiny").config, dtype="bfloat16")
+    with caplog.at_level("INFO"):
+        assert probe.choose(config).dtype == "float32"
+    assert "the weights are bfloat16; on the CPU they are float32" in caplog.text
+
+
+@needs_mindspore
 @pytest.mark.parametrize(("steps", "operators"), [(1, "ReshapeAndCache|PagedAttention"), (16, "ReshapeAndCache")])
 def test_the_fused_operators_are_called_as_they_are_declared(steps: int, operators: str) -> None:
     """On the CPU they end where a kernel is looked for: their arguments, dtypes and shapes were right until then."""
@@ -302,6 +328,21 @@ def test_nothing_is_left_in_the_working_directory_and_nothing_printed(tmp_path: 
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
     assert not list(here.iterdir())
     assert list(cache.iterdir())
+
+
+@pytest.mark.parametrize("flags", [("mindspore_llama",), ("mindspore_llama", "--ranks", "2"), ("mindformers",)])
+def test_a_server_without_mindspore_ends_with_status_2_and_what_to_install(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    absent = "No module named 'mindspore'"
+    (tmp_path / "mindspore.py").write_text(f"raise ModuleNotFoundError({absent!r}, name='mindspore')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = launch("--model", "random:tiny", "--engine", *flags)
+    assert server.process.wait(30) == 2
+    errors = [line for line in server.log.splitlines() if line.startswith("llmbench: ")]
+    told = "mindspore is not installed; pip install 'llmbench[mindspore]'"
+    assert errors == [f"llmbench: engine {flags[0]}: {told}"]
+    assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize("engine", ["mindspore_llama", "mindformers"])
