@@ -18,12 +18,13 @@ DEV := $(VENV)/.dev
 MINDSPORE := $(MINDSPORE_VENV)/.test
 MINDSPORE_ORACLE := $(MINDSPORE_VENV)/.oracle
 
-.PHONY: help demo test test-all check format clean
+.PHONY: help demo test test-all venv-all check format clean
 
 help:
 	@echo "make demo      set up, then the main job on the embedded model: load, latencies, accuracy"
 	@echo "make test      set up, then the tests, those of MindSpore in an environment of their own (3 GB)"
 	@echo "make test-all  the tests against torch and transformers, and with other people's clients and in a browser (if there is one), as well"
+	@echo "make venv-all  MindSpore, MindFormers, torch and transformers in one environment, and what they are"
 	@echo "make check     ruff and mypy"
 	@echo "make format    let ruff format the code"
 
@@ -74,6 +75,11 @@ test: $(TEST) $(MINDSPORE)
 test-all: $(ORACLE) $(MINDSPORE_ORACLE)
 	$(BIN)/python -m pytest -m "not slow"
 	$(MINDSPORE_BIN)/python -m pytest $(MINDSPORE_TESTS) -m "not slow"
+
+# In one process family, each engine can be compared with any other.
+venv-all: $(MINDSPORE_ORACLE)
+	@$(MINDSPORE_BIN)/python -m pip list 2>/dev/null | grep -E "^(mindspore|mindformers|torch|transformers|numpy) "
+	@echo "in $(MINDSPORE_VENV)"
 
 check: $(DEV)
 	$(BIN)/ruff check .
