@@ -1,11 +1,19 @@
-"""How fast the engines are beside each other and Hugging Face's generate in float32: all from one run, in turns.
+"""How fast the engines are beside Hugging Face's generate in float32 and the limits of this machine: one run, in turns.
 
-    python benchmarks/engines.py --model random:110m --rounds 3 --sides numpy_llama,mindspore_llama
+    python benchmarks/engines.py --model random:110m --rounds 3
+    python benchmarks/engines.py --sides numpy_llama,mindspore_llama --only "batch 16"
 
-Decode: 32 prompt tokens and 64 new ones, greedy; tokens/s = batch * 63 / (t(64 new) - t(1 new)).
-Prefill: 512 / t(1 new) at batch 1. Each side has a process of its own, so that their threads do not meet; while one
-works the others wait. A ratio is the median over the rounds of one side / another, each from the same round. The first
-round is not counted: in it MindSpore compiles. `mindformers` computes each sequence whole at each step: batch 1 only.
+Decode: 32 prompt tokens and 64 new ones, greedy; tokens/s = batch * 63 / (t(64 new) - t(1 new)). `mindformers` computes
+each sequence whole at each step, so it gets 4 new tokens. Prefill: 512 / t(1 new) at batch 1.
+
+Each side has a process of its own, so that their threads do not meet; while one works the others wait. A ratio is the
+median over the rounds of one side / another, each from the same round. The first round is not counted: in it MindSpore
+compiles. A side that is not installed is left out, and said. What a ratio should be at least stands behind it.
+
+The limit is what reading the weights once for each step, or multiplying by them, takes at least, whichever is longer;
+attention is left out. Both speeds are measured in every round: reading by a matrix-vector product of 512 MB,
+multiplying by a matrix product, with NumPy's BLAS. An engine with another library may be faster.
+
 On a machine that others use too, `--cpu-time --threads 1` counts the time that the process has had instead.
 """
 
@@ -16,14 +24,15 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
-import transformers
 
 from llmbench import engines
+from llmbench.engines import _blas as blas
+from llmbench.errors import NotInstalled
 from llmbench.weights.config import ModelConfig
 from llmbench.weights.model import Model, open_model
 
@@ -34,6 +43,9 @@ Generate = Callable[[Int32, int], float]
 Clock = Callable[[], float]
 
 _NEW_TOKENS = 64
+_NEW_TOKENS_WHOLE = 4  # of an engine that computes sequences whole
+_READ_SHAPE = (8192, 16384)  # float32: 512 MB, which no cache holds
+_MULTIPLY_SIZE = 1536
 
 
 class Workload(msgspec.Struct, frozen=True):
@@ -45,28 +57,52 @@ class Workload(msgspec.Struct, frozen=True):
     decode: bool
 
 
+class Machine(msgspec.Struct, frozen=True):
+    """What it does at most: bytes read in a second, and multiplications with an addition."""
+
+    reads: float
+    multiplications: float
+
+    def limit(self, workload: Workload, config: ModelConfig) -> float:
+        """Tokens in a second."""
+        head = config.vocab_size * config.hidden_size
+        weights = config.num_parameters - (0 if config.tie_embeddings else head)
+        tokens = workload.batch * (1 if workload.decode else workload.prompt_len)
+        multiplications = (weights - head) * tokens + head * workload.batch
+        return tokens / max(4 * weights / self.reads, multiplications / self.multiplications)
+
+
 WORKLOADS = [
     Workload("decode, batch 1", 1, 32, True),
     Workload("decode, batch 16", 16, 32, True),
     Workload("decode, batch 64", 64, 32, True),
     Workload("prefill 512", 1, 512, False),
 ]
+TARGETS = {("numpy_llama", "hf"): (2.0, 1.4, 1.2, 0.9), ("mindspore_llama", "numpy_llama"): (0.5, 0.8, 0.8, 0.6)}
+"""How fast the first should be, as a multiple of the second, for each workload."""
+
+_MACHINE = "machine"  # the side that measures it
 
 
 def main() -> None:
     """Measure in turns and print."""
     options = _options()
-    names = options.sides.split(",")
-    sides = {side: _start(side, options.model, options.threads, options.cpu_time) for side in names}
+    config = open_model(options.model).config
+    sides = _start_all([_MACHINE, *options.sides.split(",")], options)
     counted = "CPU second" if options.cpu_time else "second"
     print(f"{options.model}, {options.threads} threads, {options.rounds} rounds; tokens per {counted}, medians")
-    for workload in [workload for workload in WORKLOADS if options.only in workload.name]:
-        speeds: dict[str, list[float]] = {side: [] for side in sides if side != "mindformers" or workload.batch == 1}
+    for number, workload in enumerate(WORKLOADS):
+        if options.only not in workload.name:
+            continue
+        answers: dict[str, list[Any]] = {side: [] for side in sides}
         for _ in range(options.rounds + 1):  # the first warms up
-            for side in speeds:
-                sides[side].send(workload)
-                speeds[side].append(sides[side].recv())
-        print(_lines(workload, {side: values[1:] for side, values in speeds.items()}), flush=True)
+            for side, connection in sides.items():
+                connection.send(workload)
+                answers[side].append(connection.recv())
+        speeds = {side: values[1:] for side, values in answers.items()}
+        machines: list[Machine] = speeds.pop(_MACHINE)
+        limits = [machine.limit(workload, config) for machine in machines]
+        print(_table(workload, machines, limits, speeds, [target[number] for target in TARGETS.values()]), flush=True)
     for connection in sides.values():
         connection.send(None)
 
@@ -91,7 +127,12 @@ def ours(name: str, model: Model, num_threads: int, clock: Clock) -> Generate:
 
 
 def theirs(model: Model, num_threads: int, clock: Clock) -> Generate:
-    """Hugging Face's generate on the same weights."""
+    """Hugging Face's generate on the same weights. Raises NotInstalled."""
+    try:
+        import torch
+        import transformers
+    except ModuleNotFoundError as error:
+        raise NotInstalled(f"{error.name} is not installed; pip install 'llmbench[oracle]'") from error
     torch.set_num_threads(num_threads)
     transformers.logging.set_verbosity_error()
     reference = hugging_face(model)
@@ -113,8 +154,11 @@ def theirs(model: Model, num_threads: int, clock: Clock) -> Generate:
     return generate
 
 
-def hugging_face(model: Model) -> transformers.PreTrainedModel:
+def hugging_face(model: Model) -> Any:
     """The Hugging Face model with the weights of ours, float32."""
+    import torch
+    import transformers
+
     kinds = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
@@ -134,34 +178,85 @@ def _hf_fields(config: ModelConfig) -> dict[str, object]:
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,  # transformers 4
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # transformers 5
         "tie_word_embeddings": config.tie_embeddings,
     }
 
 
-def _start(side: str, model: str, num_threads: int, cpu_time: bool) -> Connection:
-    """A process that answers each workload with tokens per second, until it is sent None."""
+def machine(num_threads: int, clock: Clock) -> Callable[[], Machine]:
+    """Measures the machine, the best of a few tries each."""
+    blas.set_threads(num_threads)
+    rng = np.random.default_rng(0)
+    matrix, vector = np.ones(_READ_SHAPE, np.float32), np.ones(_READ_SHAPE[1], np.float32)
+    square = rng.random((_MULTIPLY_SIZE, _MULTIPLY_SIZE), np.float32)
+
+    def best(work: Callable[[], Any], repeats: int) -> float:
+        times = []
+        for _ in range(repeats):
+            start = clock()
+            work()
+            times.append(clock() - start)
+        return min(times)
+
+    def measure() -> Machine:
+        reads = matrix.nbytes / best(lambda: matrix @ vector, 5)
+        return Machine(reads, _MULTIPLY_SIZE**3 / best(lambda: square @ square, 5))
+
+    return measure
+
+
+def _start_all(names: list[str], options: argparse.Namespace) -> dict[str, Connection]:
+    """A process for each side that is installed; the others are named."""
+    started = {name: _start(name, options) for name in names}
+    missing = {name: reason for name, connection in started.items() if (reason := connection.recv()) is not None}
+    for name, reason in missing.items():
+        print(f"{name} is left out: {reason}")
+    return {name: connection for name, connection in started.items() if name not in missing}
+
+
+def _start(side: str, options: argparse.Namespace) -> Connection:
+    """A process that says why it cannot be, or None, and then answers each workload until it is sent None."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    context.Process(target=_serve, args=(there, side, model, num_threads, cpu_time), daemon=True).start()
+    args = (there, side, options.model, options.threads, options.cpu_time)
+    context.Process(target=_serve, args=args, daemon=True).start()
     return here
 
 
 def _serve(connection: Connection, side: str, model: str, num_threads: int, cpu_time: bool) -> None:
     clock = time.process_time if cpu_time else time.perf_counter
-    opened = open_model(model)
-    generate = theirs(opened, num_threads, clock) if side == "hf" else ours(side, opened, num_threads, clock)
-    vocab_size = opened.config.vocab_size
+    try:
+        answer = _answerer(side, model, num_threads, clock)
+    except NotInstalled as error:
+        connection.send(str(error))
+        return
+    connection.send(None)
     while (workload := connection.recv()) is not None:
-        prompts = np.random.default_rng(1).integers(3, vocab_size, (workload.batch, workload.prompt_len), np.int32)
+        connection.send(answer(workload))
+
+
+def _answerer(side: str, model_name: str, num_threads: int, clock: Clock) -> Callable[[Workload], Machine | float]:
+    """What a side does with a workload: tokens in a second, or what the machine can do."""
+    if side == _MACHINE:
+        measure = machine(num_threads, clock)
+        return lambda workload: measure()
+    model = open_model(model_name)
+    generate = theirs(model, num_threads, clock) if side == "hf" else ours(side, model, num_threads, clock)
+    num_new = _NEW_TOKENS_WHOLE if side == "mindformers" else _NEW_TOKENS
+
+    def speed(workload: Workload) -> float:
+        shape = (workload.batch, workload.prompt_len)
+        prompts = np.random.default_rng(1).integers(3, model.config.vocab_size, shape, np.int32)
         first_s = generate(prompts, 1)
-        if workload.decode:
-            more_s = generate(prompts, _NEW_TOKENS) - first_s
-            connection.send(workload.batch * (_NEW_TOKENS - 1) / more_s)
-        else:
-            connection.send(workload.batch * workload.prompt_len / first_s)
+        if not workload.decode:
+            return workload.batch * workload.prompt_len / first_s
+        return workload.batch * (num_new - 1) / (generate(prompts, num_new) - first_s)
+
+    return speed
 
 
 def _batch(tokens: Int32, query_len: int, context_len: int, blocks: Int32) -> engines.Batch:
@@ -177,22 +272,54 @@ def _batch(tokens: Int32, query_len: int, context_len: int, blocks: Int32) -> en
     )
 
 
-def _lines(workload: Workload, speeds: dict[str, list[float]]) -> str:
-    """One line of speeds, and one for each later side's ratio to the first."""
-    columns = (f"{side} {statistics.median(values):7.0f}" for side, values in speeds.items())
-    lines = [f"{workload.name:17}  " + "   ".join(columns)]
-    first, *others = speeds
-    for side in others:
-        ratios = sorted(a / b for a, b in zip(speeds[side], speeds[first], strict=True))
-        middle = statistics.median(ratios)
-        lines.append(f"{'':17}  {side} / {first} {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+def _table(
+    workload: Workload,
+    machines: list[Machine],
+    limits: list[float],
+    speeds: dict[str, list[float]],
+    targets: list[float],
+) -> str:
+    """A line for the limit, and one for each side with its ratios."""
+    reads = statistics.median(each.reads for each in machines) / 1e9
+    multiplications = 2 * statistics.median(each.multiplications for each in machines) / 1e9
+    limit = f"{reads:.0f} GB/s read, {multiplications:.0f} GFLOP/s multiplied"
+    lines = [workload.name, f"  {'limit':<16} {statistics.median(limits):7.0f}   {limit}"]
+    bases: dict[str, list[tuple[str, float | None]]] = {
+        side: [(base, None)] for base in list(speeds)[:1] for side in speeds if side != base
+    }
+    for (side, base), goal in zip(TARGETS, targets, strict=True):
+        if side in speeds and base in speeds:
+            bases[side] = [(base, goal)]
+    for side, values in speeds.items():
+        line = f"  {side:<16} {statistics.median(values):7.0f}   {_middle(values, limits):4.0%} of the limit"
+        for base, target in bases.get(side, []):
+            line += f"   {_compared(values, speeds[base], base, target)}"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def _compared(values: list[float], others: list[float], base: str, target: float | None) -> str:
+    """`0.83 x numpy_llama (0.81 to 0.85); target 0.8: met`."""
+    ratios = [value / other for value, other in zip(values, others, strict=True)]
+    text = f"{statistics.median(ratios):.2f} x {base} ({min(ratios):.2f} to {max(ratios):.2f})"
+    if target is None:
+        return text
+    return f"{text}; target {target}: {'met' if statistics.median(ratios) >= target else 'missed'}"
+
+
+def _middle(values: list[float], others: list[float]) -> float:
+    """The median of the ratios of the same rounds."""
+    return statistics.median(value / other for value, other in zip(values, others, strict=True))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="random:110m")
-    parser.add_argument("--sides", default="hf,numpy_llama", help="engines and hf; ratios are to the first")
+    parser.add_argument(
+        "--sides",
+        default="hf,numpy_llama,mindspore_llama,mindformers",
+        help="engines and hf; a ratio without a target is to the first",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time; says the same with --threads 1 only")
