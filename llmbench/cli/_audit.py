@@ -150,7 +150,7 @@ class _Audit:
         self._secret = secret.revealed(self._lines)
         self._seed = self._secret.seed if self._secret else secret.new_seed()
         self._looked = [line for line in self._lines if isinstance(line, session.Looked)]
-        self._rows = options.rows or (self._folder / rows.FOLDER)
+        self._rows = options.rows or (self._folder / store.ROWS)
         # of what is sent again: no server that keeps rows may have them under one name with those of another audit
         self._next_id = len(self._plan.requests) + secrets.randbelow(900_000)
         self.notes: list[str] = []
@@ -242,6 +242,8 @@ class _Audit:
 
     def _unscorable(self) -> str:
         """Why no answer can be scored at all; "" when they can."""
+        if self._settings.force is not None:
+            return "the run was fed its tokens (perf --force): they are not the server's own"
         if self._trail.header.dialect == "openai_chat":
             return "the server puts messages into a template of its own: the model's prompt is not known"
         return rescore.not_greedy(self._answers)
@@ -266,7 +268,7 @@ class _Audit:
 
     def _captured(self) -> list[Finding]:
         if not store.is_store(self._rows):
-            return [not_applicable("A2", f"no rows of logits at {self._rows}: see `llmbench serve --capture`")]
+            return [not_applicable("A2", f"no rows of logits at {self._rows}: see `llmbench perf --capture`")]
         if not isinstance(self._model, Trusted):
             return [not_applicable("A2", self._why_no_model or "needs --trusted-model: a server gives no whole rows")]
         if why := self._unscorable():
@@ -285,12 +287,11 @@ class _Audit:
         found = None
         if picked and not wrong:
             with tempfile.TemporaryDirectory() as scratch:
-                base, new = Path(scratch) / "base", Path(scratch) / "new"
+                base = Path(scratch) / "base"
                 rows.write_base(base, kept, said, picked, self._model.logits, self._model.name)
-                rows.narrowed(new, kept, picked)
-                found = rows.compared(base, new, kept.manifest.dtype)
-        foreseen = self._secret is None or wanted_by.seed != self._secret.seed
-        return [rows.finding(found, wrong, len(kept), self._model.name, foreseen and wanted_by.rate < 1)]
+                found = rows.compared(base, kept, picked)
+        foreseen = wanted_by.rate < 1 and wanted_by.seed != secret.of_rows(self._seed)
+        return [rows.finding(found, wrong, len(kept), self._model.name, foreseen)]
 
     def _questions(self) -> list[Finding]:
         asked = self._secret.canaries if self._secret else ()
@@ -339,6 +340,8 @@ class _Audit:
         return found, now
 
     def _again(self, target: Target, speech: fleet.Speech) -> Finding:
+        if self._settings.force is not None:
+            return not_applicable("A9", self._unscorable())
         if any(not answer.request.sampling.greedy for answer in self._answers):
             return not_applicable("A9", "the run is sampled (temperature above 0): an answer need not come again")
         picked = self._ordered("again")[: self._options.replays]

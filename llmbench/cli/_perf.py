@@ -141,6 +141,8 @@ def measure(settings: Settings, how: How, fits: Callable[[plans.Plan], None] = l
     say = sayer(how.quiet)
     _refuse_wrong(settings)
     vow = _vow(settings)
+    if vow is not None and settings.capture and not settings.capture_seed:
+        settings = msgspec.structs.replace(settings, capture_seed=vow.rows_seed)
     plan = _sealed(settings, say, vow)
     fits(plan)
     speech = speech_of(settings, plan)

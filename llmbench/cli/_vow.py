@@ -26,6 +26,11 @@ class Vow:
         self._secret: Secret | None = None
         self._lines: list[Committed] = []
 
+    @property
+    def rows_seed(self) -> str:
+        """What decides which rows the server keeps of this run; it follows from the secret and does not tell it."""
+        return secret.of_rows(self._seed)
+
     def mix(self, plan: Plan, share: float | None, questions: Path | None, tokenizer: Tokenizer) -> Plan:
         """The plan with questions in it, which the secret names. Raises InputError when wished ones do not fit."""
         asked = canaries.known() if questions is None else canaries.read(questions)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,8 +69,8 @@ def cheating(stacks: Stacks, trick: Trick) -> Iterator[Cheat]:
         server.close()
 
 
-def perf(url: str, results: Path, *flags: str) -> Path:
-    """The folder of an audited run."""
+def perf(url: str | None, results: Path, *flags: str) -> Path:
+    """The folder of an audited run; without a url it launches its own stack."""
     load = [
         "-n",
         str(NUM_REQUESTS),
@@ -82,7 +83,8 @@ def perf(url: str, results: Path, *flags: str) -> Path:
         "--canaries",
         "0.2",
     ]
-    words = ["perf", "--audit", "--url", url, "--results", str(results), "--quiet", "--cache", "cold", *load, *flags]
+    where = ["--url", url] if url else ["--port", str(free_port())]
+    words = ["perf", "--audit", *where, "--results", str(results), "--quiet", "--cache", "cold", *load, *flags]
     done = CliRunner().invoke(app, words)
     assert done.exit_code in (0, 3, 4), done.output  # a busy machine is not what is tested here
     return max(results.iterdir(), key=lambda path: path.stat().st_mtime_ns)
@@ -98,6 +100,13 @@ def audit(run: Path, *flags: str) -> tuple[int, dict[str, list[dict[str, Any]]]]
     for finding in json.loads(out.read_text())["findings"]:
         found.setdefault(finding["test"], []).append(finding)
     return done.exit_code, found
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def verdicts(found: dict[str, list[dict[str, Any]]]) -> dict[str, set[str]]:
@@ -160,6 +169,22 @@ def test_a_smaller_model_during_the_timed_run_is_caught(stacks: Stacks, tmp_path
     seen = verdicts(found)
     assert (seen["A1"], seen["A9"]) == ({"failed"}, {"failed"})
     assert seen["A6"] == {"passed"}  # a server may say of itself what it likes
+
+
+def test_the_secret_chooses_the_rows_that_a_launched_stack_keeps_and_the_seal_covers_them(tmp_path: Path) -> None:
+    run = perf(None, tmp_path, "--model", "random:tiny", "--capture", "--capture-rate", "0.3")
+    status, found = audit(run, "--trusted-model", "random:tiny", "--only", "A2,A10")
+    assert (status, verdicts(found), found["A2"][0]["why"]) == (0, {"A2": {"passed"}, "A10": {"passed"}}, "")
+    assert 0 < found["A2"][0]["figures"]["compared"] < NUM_REQUESTS * 12
+    seed = json.loads((run / "config.json").read_text())["capture_seed"]
+    shown = secret.revealed(secret.read(run))
+    assert shown is not None
+    assert (seed, seed == shown.seed) == (secret.of_rows(shown.seed), False)
+    values = bytearray((run / "rows" / "part-0000.top").read_bytes())
+    values[-1] ^= 1
+    (run / "rows" / "part-0000.top").write_bytes(bytes(values))
+    status, output = verify(run)
+    assert (status, "rows/part-0000.top, MiB 1: is not what was sealed" in output) == (3, True)
 
 
 def with_eight_bits(folder: Path) -> Path:

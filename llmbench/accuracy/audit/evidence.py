@@ -7,7 +7,7 @@ from llmbench.accuracy.audit import Finding, secret
 from llmbench.errors import InputError
 from llmbench.loadgen import journal
 
-_FILES = ("plan.jsonl.gz", "config.json", "environment.json", "calibration.json", secret.FILE)
+_FILES = ("plan.jsonl.gz", "config.json", "environment.json", "server.json", "calibration.json", secret.FILE)
 _FOLDERS = ("rows",)
 
 

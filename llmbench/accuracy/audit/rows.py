@@ -5,10 +5,9 @@ or that nobody asked for, is as wrong as one whose values are others. So is a ro
 client got.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -16,14 +15,14 @@ from llmbench.accuracy import profiles
 from llmbench.accuracy.audit import Finding, not_applicable
 from llmbench.accuracy.audit.run import Ids, Spoken
 from llmbench.accuracy.compare import Comparison, Options, compare
+from llmbench.accuracy.join import Asked
 from llmbench.logits import policy, store
-from llmbench.logits.store import Manifest, Request, Store, Writer
+from llmbench.logits.store import Manifest, Store, Writer
 
 Float32 = npt.NDArray[np.float32]
 Rows = dict[str, list[int]]
 """The steps of each request."""
 
-FOLDER = "rows"
 MOST_ROWS = 2000
 _HEAD = 20
 
@@ -104,29 +103,15 @@ def write_base(
         writer.close()
 
 
-def narrowed(folder: Path, rows: Store, names: Collection[str]) -> None:
-    """The same store with the rows of these requests alone: an index of its own, all else by links."""
-    folder.mkdir()
-    for path in rows.folder.iterdir():
-        if path.suffix != ".index":
-            (folder / path.name).symlink_to(path.resolve())
-    for path in rows.folder.glob("part-*.index"):
-        lines = path.with_suffix(".requests.jsonl").read_bytes().splitlines()
-        ours = np.array([msgspec.json.decode(line, type=Request).id in names for line in lines], bool)
-        data = path.read_bytes()
-        table = np.frombuffer(data, store.INDEX, len(data) // store.INDEX.itemsize)  # a torn end is none of ours
-        known = table[table["request"] < len(ours)]
-        (folder / path.name).write_bytes(known[ours[known["request"]]].tobytes())
-
-
-def compared(base: Path, new: Path, dtype: str) -> Comparison:
-    """The comparison of both by the profile of the precision in which the rows were computed."""
-    found, _ = compare(base, new, Options(profile=profiles.for_dtype(dtype)))
+def compared(base: Path, rows: Store, wanted: Rows) -> Comparison:
+    """The comparison of these requests' rows by the profile of the precision in which they were computed."""
+    profile = profiles.for_dtype(rows.manifest.dtype)
+    found, _ = compare(base, rows.folder, Options(profile=profile, rows=Asked(only=frozenset(wanted))))
     return found
 
 
 def finding(found: Comparison | None, wrong: Sequence[str], num_rows: int, about: str, foreseen: bool) -> Finding:
-    """`found` is None when there was nothing to compare; `foreseen` says that the seed was not the committed one."""
+    """`found` is None when there was nothing to compare; `foreseen`: the secret did not choose the rows."""
     if found is None and not wrong:
         return not_applicable("A2", "the policy chose no row of an answered request")
     bad = bool(wrong) or (found is not None and found.verdict in ("failed", "not comparable"))
@@ -136,7 +121,7 @@ def finding(found: Comparison | None, wrong: Sequence[str], num_rows: int, about
     told += [] if kld is None else [f"mean KLD {kld.mean:.2g}"]
     why = wrong[0] if wrong else found.reasons[0] if found is not None and found.reasons else ""
     if foreseen and not why:
-        why = "the server knew which rows before the run: their seed is not the one that was committed to"
+        why = "which rows were kept does not follow from the secret that was committed to; the server may have chosen"
     return Finding(
         test="A2",
         what=f"logit rows of the timed requests against {about}, profile {found.profile if found else '-'}",

@@ -137,6 +137,11 @@ def chosen(seed: str, what: str, ids: Iterable[str], number: int) -> list[str]:
     return sorted(ids, key=drawn)[:number]
 
 
+def of_rows(seed: str) -> str:
+    """The seed of the rows that a server is to keep: it follows from the secret one and does not tell it."""
+    return hmac.digest(seed.encode(), b"rows", "sha256").hex()
+
+
 def number(seed: str, what: str) -> int:
     """A seed for a random generator, of 64 bits, that follows from the secret one."""
     return int.from_bytes(hmac.digest(seed.encode(), what.encode(), "sha256")[:8], "little")
