@@ -1,6 +1,8 @@
 """The tests of an audit as pure functions: each on evidence that is right, and on evidence with one fault."""
 
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ from llmbench.accuracy.audit import Finding, again, canaries, repeats, rescore, 
 from llmbench.accuracy.audit.run import Answer, Ids, spoken, tolerance
 from llmbench.errors import InputError
 from llmbench.loadgen.record import Record
+from llmbench.loadgen.target import locate
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.types import Request, Sampling
 from llmbench.workload.arrivals.burst import Arrival
@@ -333,6 +336,43 @@ def test_one_session_passes_and_what_changed_is_named() -> None:
     assert session.one_session(looked(one, one), later).verdict == "passed"  # started again since
     later = session.Session(source="/identity", says=one | {"pid": 9, "config": "zz"})
     assert session.one_session(looked(one, one), later).verdict == "failed"
+
+
+PAGES = {
+    "/metrics": b"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds 1.7e+09\nvllm:n 3\n",
+    "/v1/models": b'{"data": [{"id": "their-model"}]}',
+}
+
+
+class Foreign(BaseHTTPRequestHandler):
+    """A server that is not ours, with Prometheus' own metrics of its process."""
+
+    def do_GET(self) -> None:
+        page = PAGES.get(self.path)
+        self.send_response(404 if page is None else 200)
+        self.send_header("Content-Length", str(len(page or b"")))
+        self.end_headers()
+        self.wfile.write(page or b"")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name there)
+        """Say nothing."""
+
+
+def test_of_a_foreign_server_the_start_of_its_process_and_its_models_are_known() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Foreign) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        found = session.read(locate(f"http://127.0.0.1:{server.server_port}/v1"))
+        server.shutdown()
+    assert found == session.Session(
+        source="/metrics", says={"process_start_time_seconds": 1.7e9, "models": ["their-model"]}
+    )
+    again_started = session.Session(source="/metrics", says=found.says | {"process_start_time_seconds": 1.8e9})
+    restarted = looked({}, {})
+    restarted = [
+        msgspec.structs.replace(restarted[0], session=found),
+        msgspec.structs.replace(restarted[1], session=again_started),
+    ]
+    assert session.one_session(restarted).verdict == "failed"
 
 
 # -- A9 ----------------------------------------------------------------------------------------------------------------

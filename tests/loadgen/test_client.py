@@ -58,6 +58,19 @@ def test_an_answer_is_recorded_with_its_instants_in_order(serve: Serve) -> None:
     assert instants == sorted(instants, key=lambda at_ns: at_ns or 0)
 
 
+@pytest.mark.parametrize(
+    ("final", "kept"),
+    [("a b c", None), (" a b", None), ("a b and the rest", None), ("x b", "a b"), ("a", "a b")],
+)
+def test_a_final_text_that_does_not_begin_with_the_streamed_one_is_kept_beside_it(
+    serve: Serve, final: str, kept: str | None
+) -> None:
+    """The text of the last token may come at the end only, as with MindIE."""
+    events = [token_event("a"), token_event(" b"), last_event(final, 2)]
+    record = play(serve, [STREAM_HEAD, *map(chunk, events), LAST_CHUNK])
+    assert (record.status, record.text, record.streamed_text) == ("answered", final, kept)
+
+
 def test_the_request_goes_out_as_the_dialect_says(serve: Serve) -> None:
     server = serve(lambda n, body: answer(["a"]))
     ask(server.url + "/behind/a/proxy/")
