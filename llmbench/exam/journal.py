@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from llmbench import jsonlines
 from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.evals import Ask, Item, Marked
 
@@ -108,22 +109,8 @@ class Journal:
 
 def read(path: Path) -> tuple[Header, list[Marked]]:
     """What `items.jsonl` holds, of each item its last line; a torn last line is left out. Raises InputError."""
-    try:
-        first, *lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the answers ({error.strerror})") from error
-    lines = lines[:-1]  # what stands behind the last newline is empty, or torn
-    decoder = msgspec.json.Decoder(Marked)
-    number = 1
-    try:
-        header = msgspec.json.decode(first, type=Header)
-        found: dict[str, Marked] = {}
-        for number, line in enumerate(lines, 2):  # noqa: B007 (named in the error)
-            marked = decoder.decode(line)
-            found[marked.id] = marked
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: line {number} is not one of an eval's journal ({error})") from error
-    return header, list(found.values())
+    header, lines = jsonlines.read(path, Header, Marked, "an eval's journal", what="answers")
+    return header, list({marked.id: marked for marked in lines}.values())
 
 
 def key_of(header: Header, item: Item) -> str:

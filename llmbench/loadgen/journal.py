@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from llmbench import jsonlines
 from llmbench.clock import seconds
 from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.loadgen.record import Line, Record, Sample, Scrape
@@ -116,20 +117,7 @@ def name(attempt: int, worker: int) -> str:
 
 def read(path: Path) -> Segment:
     """What a journal holds; a torn last line is left out. Raises InputError."""
-    try:
-        first, *lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the journal ({error.strerror})") from error
-    lines.pop() if lines else None  # what stands behind the last newline is empty, or torn
-    decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
-    number = 1
-    try:
-        header = msgspec.json.decode(first, type=Header)
-        found: list[Line] = []
-        for number, line in enumerate(lines, 2):  # noqa: B007 (named in the error)
-            found.append(decoder.decode(line))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: line {number} is not one of a journal ({error})") from error
+    header, found = jsonlines.read(path, Header, Line, "a journal")
     return Segment(
         header=header,
         records=[line for line in found if isinstance(line, Record)],

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from llmbench import jsonlines
 from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.metrics.sweep import Case, Measured
 
@@ -81,20 +82,5 @@ def read(folder: Path) -> tuple[Header, list[Measured]]:
 
     A torn last line is left out. Raises InputError.
     """
-    path = folder / FILE
-    try:
-        first, *lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the sweep ({error.strerror})") from error
-    lines = lines[:-1]  # what stands behind the last newline is empty, or torn
-    decoder = msgspec.json.Decoder(Measured)
-    number = 1
-    try:
-        header = msgspec.json.decode(first, type=Header)
-        found: dict[Case, Measured] = {}
-        for number, line in enumerate(lines, 2):  # noqa: B007 (named in the error)
-            measured = decoder.decode(line)
-            found[measured.case] = measured
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: line {number} is not one of a sweep's journal ({error})") from error
-    return header, list(found.values())
+    header, lines = jsonlines.read(folder / FILE, Header, Measured, "a sweep's journal", what="sweep")
+    return header, list({measured.case: measured for measured in lines}.values())
