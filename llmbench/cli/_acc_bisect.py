@@ -122,7 +122,8 @@ def _show(found: Found, notes: list[str], repro: str) -> None:
     for part in found.parts:
         style = "red" if part.name == found.part else "yellow" if part.differs else ""
         mark = "<- the first" if part.name == found.part else "differs" if part.differs else ""
-        cells = (part.name, f"{part.error:.2g}", str(part.position), f"{part.noise:.2g}", f"{part.limit:.2g}", mark)
+        at = str(part.position) if part.error else ""
+        cells = (part.name, f"{part.error:.2g}", at, f"{part.noise:.2g}", f"{part.limit:.2g}", mark)
         table.add_row(*cells, style=style)
     console.print(table)
     console.print(
