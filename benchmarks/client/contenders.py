@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmbench.workload import plan as plans
+
 ROOT = Path(__file__).parents[2]
 PROMPT_TOKENS = 32
 TORCH = "torch==2.13.0"  # plain torch brings several GB of CUDA; this release has a CPU build
@@ -30,6 +32,8 @@ class Load(NamedTuple):
     tokens: int
     ttft_s: float
     gap_s: float
+    workers: int = 1
+    """Processes of llmbench that send; its peers have as many as they please."""
 
 
 class Reported(NamedTuple):
@@ -40,6 +44,8 @@ class Reported(NamedTuple):
     icl_p99: float | None
     late_p99: float | None = None
     """Sent - due."""
+    planned_s: float | None = None
+    """Between the first and the last request of its own plan."""
 
 
 class Job(NamedTuple):
@@ -133,14 +139,21 @@ def _llmbench(job: Job) -> list[str]:
     return [
         *(sys.executable, "-m", "llmbench", "perf", "--url", job.url, "--dialect", "openai_completions"),
         *("--dataset", str(job.folder / "prompts.json"), "--max-new-tokens", str(load.tokens), "-n", str(load.number)),
-        *("--results", str(job.folder), "--quiet", "--no-preflight", *arrivals),
+        *("--results", str(job.folder), "--quiet", "--no-preflight", "--workers", str(load.workers), *arrivals),
     ]
 
 
 def _llmbench_reported(job: Job) -> Reported:
     requests = _found(job.folder, "summary.json")["summary"]["requests"]
     first = requests["ttft_from_sent"]
-    return Reported(first["mean"], first["p99"], requests["itl"]["p99"], requests["lateness"]["p99"])
+    due_s = [planned.due_s for planned in plans.load(next(job.folder.rglob("plan.jsonl.gz"))).requests]
+    return Reported(
+        ttft_mean=first["mean"],
+        ttft_p99=first["p99"],
+        icl_p99=requests["itl"]["p99"],
+        late_p99=requests["lateness"]["p99"],
+        planned_s=due_s[-1] - due_s[0] if job.load.rate else None,
+    )
 
 
 # -- the lower bound ---------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ class Truth(NamedTuple):
     """The first request had been read."""
     last_s: float
     """The last token was sent."""
+    arrivals_s: list[float]
+    """When each request had been read, in order."""
     ttft_s: list[float]
     gaps_s: list[float]
 
@@ -51,12 +53,13 @@ def dump(url: str) -> Truth:
         rows = [[int(word) for word in line.split()] for line in response.read().decode().splitlines()]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
-        return Truth(0, 0, 0.0, 0.0, [], [])
+        return Truth(0, 0, 0.0, 0.0, [], [], [])
     return Truth(
         num_requests=len(rows),
         num_events=sum(len(row) - 1 for row in rows),
         first_s=min(row[0] for row in rows) / 1e9,
         last_s=max(row[-1] for row in rows) / 1e9,
+        arrivals_s=sorted(row[0] / 1e9 for row in rows),
         ttft_s=[(row[1] - row[0]) / 1e9 for row in rows],
         gaps_s=[(after - before) / 1e9 for row in rows for before, after in pairwise(row[1:])],
     )

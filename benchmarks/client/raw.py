@@ -2,7 +2,8 @@
 
     python raw.py HOST:PORT RATE STREAMS NUMBER TOKENS     a rate of 0: as many streams as are told, always busy
 
-Prints JSON: reported TTFT and gaps between chunks, in seconds. It parses nothing: an event is an occurrence of
+Prints JSON: reported TTFT and gaps between chunks, and how long it planned to send, in seconds. It parses nothing: an
+event is an occurrence of
 `"text":"`, an answer has ended with its zero chunk.
 """
 
@@ -39,6 +40,7 @@ class Load:
         self.num_sent = self.num_ended = 0
         self.ttft_s: list[float] = []
         self.gaps_s: list[float] = []
+        self.planned_s = 0.0
         self.over = asyncio.Event()
 
 
@@ -95,12 +97,13 @@ async def run(load: Load, host: str, port: int) -> None:
         for _ in range(min(load.streams, load.number)):
             await one(time.monotonic_ns())
     draw = random.Random(0)
-    due = time.monotonic()
+    due = began = time.monotonic() + draw.expovariate(load.rate or 1.0)
     tasks: list[asyncio.Task[None]] = []
     while load.rate and len(tasks) < load.number:
-        due += draw.expovariate(load.rate)
         await asyncio.sleep(due - time.monotonic())
         tasks.append(loop.create_task(one(time.monotonic_ns())))
+        load.planned_s = due - began
+        due += draw.expovariate(load.rate)
     await load.over.wait()
 
 
@@ -122,7 +125,8 @@ def main() -> None:
     gc.disable()
     loop.run_until_complete(run(load, host, int(port)))
     ttft = load.ttft_s
-    print(json.dumps({"ttft_mean": sum(ttft) / len(ttft), "ttft_p99": p99(ttft), "icl_p99": p99(load.gaps_s)}))
+    found = {"ttft_mean": sum(ttft) / len(ttft), "ttft_p99": p99(ttft), "icl_p99": p99(load.gaps_s)}
+    print(json.dumps(found | {"planned_s": load.planned_s or None}))
 
 
 if __name__ == "__main__":
