@@ -92,7 +92,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="how long the paced loads send")
     parser.add_argument("--peers", default="", help="`all`, or names with commas")
-    parser.add_argument("--only", default=",".join(parts), help=f"these parts, with commas: {', '.join(parts)}")
+    parser.add_argument("--only", "--loads", default=",".join(parts), help="these parts, with commas; all: %(default)s")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="keep every run here, too")
     options = parser.parse_args()
     peers = [name for name in CONTENDERS if CONTENDERS[name].packages]
