@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from llmbench.cli import main
 from llmbench.logits.store import Store
 from llmbench.tokenizer import embedded_path
 from tests.conftest import ROOT, Serving
@@ -33,12 +34,12 @@ def llmbench(*words: object) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Alpaca rows whose answers take some 30 tokens each."""
+    """Alpaca rows whose answers take some 8 or 16 tokens."""
     rows = [
         {
             "instruction": f"Name {i} things that are red",
             "input": "",
-            "output": "an answer of some words, " * (3 + i % 2),
+            "output": "an answer of some words, " * (1 + i % 2),
         }
         for i in range(NUM)
     ]
@@ -147,22 +148,21 @@ def test_rows_of_another_server_do_not_stand_for_the_load(
 ) -> None:
     """Weakness 3: other settings, or other weights, than those that were timed."""
     (tmp_path / "settings.yaml").write_text("limits: {max_batch: 32, max_tokens_per_step: 64}\n")
-    other = {"settings": ("--config", tmp_path / "settings.yaml"), "weights": ("--model", "random:tiny,seed=1")}
-    rows = {}
-    for what, flags in other.items():
-        measured = llmbench("perf", "--capture", *load(dataset, tmp_path / what, "--concurrency", NUM, *flags))
-        assert "rows of logits captured" in measured.stdout, measured.stderr
-        rows[what] = newest(tmp_path / what)
-    done = llmbench("acc", "compare", base, rows["settings"], "--load", fast)
+    measured = llmbench(
+        *("perf", "--capture"),
+        *load(dataset, tmp_path / "other", "--concurrency", NUM, "--config", tmp_path / "settings.yaml"),
+    )
+    assert "rows of logits captured" in measured.stdout, measured.stderr
+    done = llmbench("acc", "compare", base, newest(tmp_path / "other"), "--load", fast)
     assert done.returncode == 3
     assert "was captured from a server with settings" in done.stderr
-    told = json.loads((fast / "server.json").read_text())
-    told["config"] = json.loads((rows["weights"] / "server.json").read_text())["config"]  # were the settings not told
     shutil.copytree(fast, tmp_path / "run")
-    (tmp_path / "run" / "server.json").write_text(json.dumps(told))
-    done = llmbench("acc", "compare", base, rows["weights"], "--load", tmp_path / "run")
-    assert done.returncode == 3
-    assert "was captured from a server with weights" in done.stderr
+    told = json.loads((fast / "server.json").read_text())
+    for field, words in (("fingerprint", "weights"), ("engine_version", "engine version"), ("engine", "engine")):
+        (tmp_path / "run" / "server.json").write_text(json.dumps(told | {field: "another"}))
+        done = llmbench("acc", "compare", base, tmp_path / "run")
+        assert done.returncode == 3
+        assert f"was captured from a server with {words} {told[field]}; the load ran with another" in done.stderr
 
 
 def test_requests_that_end_with_an_error_are_no_successes(base: Path, dataset: Path, tmp_path: Path) -> None:
@@ -207,9 +207,16 @@ def perturbed(folder: Path, by: float, layers: Sequence[int] = (2,), seed: int =
     return folder
 
 
-def test_the_embedded_model_alone_is_itself_bit_by_bit_and_within_fp32_among_32(dataset: Path, tmp_path: Path) -> None:
-    base = dump(tmp_path / "base", dataset, "--tier", "full32")
-    fixed = ("--base", base, "-n", NUM, "--dataset", dataset, "--results", tmp_path / "results")
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
+    """Each request alone, by the embedded model."""
+    return dump(tmp_path_factory.mktemp("embedded") / "rows", dataset, "--tier", "full32")
+
+
+def test_the_embedded_model_alone_is_itself_bit_by_bit_and_within_fp32_among_32(
+    embedded: Path, dataset: Path, tmp_path: Path
+) -> None:
+    fixed = ("--base", embedded, "-n", NUM, "--dataset", dataset, "--results", tmp_path / "results")
     alone = llmbench("acc", *fixed, "--profile", "bitwise")
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert "100.0% equal bit by bit" in alone.stdout
@@ -220,19 +227,18 @@ def test_the_embedded_model_alone_is_itself_bit_by_bit_and_within_fp32_among_32(
 
 
 def test_one_layer_that_is_off_by_a_thousandth_fails_and_forced_tokens_keep_every_row(
-    dataset: Path, tmp_path: Path
+    embedded: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    base = dump(tmp_path / "base", dataset, "--tier", "topk", "--concurrency", 16)
     model = perturbed(tmp_path / "model", 1e-3)
     done = llmbench(
-        *("acc", "run", "--base", base, "--force"),
+        *("acc", "run", "--base", embedded, "--force"),
         *load(dataset, tmp_path / "results", "--concurrency", 16, "--model", model),
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith("accuracy FAILED")
     found = json.loads((newest(tmp_path / "results") / "accuracy.json").read_text())
     assert (found["num_after_divergence"], found["num_diverged_requests"]) == (0, 0)
-    assert found["num_compared"] == len(Store(base))
+    assert found["num_compared"] == len(Store(embedded))
     assert {gate["figure"] for gate in found["gates"] if gate["verdict"] == "failed"} >= {"kld_mean"}
 
 
@@ -265,7 +271,14 @@ def test_one_layer_that_is_off_by_a_thousandth_fails_and_forced_tokens_keep_ever
     ],
 )
 def test_wrong_usage_ends_with_status_2_before_anything_is_sent(
-    base: Path, fast: Path, dataset: Path, tmp_path: Path, words: tuple[str, ...], message: str
+    base: Path,
+    fast: Path,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    message: str,
 ) -> None:
     (tmp_path / "run").mkdir()
     shutil.copy(fast / "plan.jsonl.gz", tmp_path / "run")
@@ -274,10 +287,11 @@ def test_wrong_usage_ends_with_status_2_before_anything_is_sent(
         given = [word.format(url=toy.url, port=port, base=base, tmp=tmp_path, rows=dataset) for word in words]
         if words[0] == "perf" or words[1] == "run":
             given += ["--results", str(tmp_path / "results"), "--allow", "lateness"]
-        done = llmbench(*given)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
+        monkeypatch.setattr(sys, "argv", ["llmbench", *given])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "results").exists()
     assert not toy.bodies
 
