@@ -14,7 +14,7 @@ import numpy as np
 
 from llmbench.accuracy import pairs, profiles
 from llmbench.accuracy.asking import Answer, Asker
-from llmbench.accuracy.describe import Line
+from llmbench.accuracy.describe import TONES, Line, headline
 from llmbench.accuracy.judge import HALF, Verdict
 from llmbench.accuracy.pairs import Judged
 from llmbench.accuracy.prompts import Prompts, changed
@@ -174,16 +174,13 @@ def judge(
 
 def lines(report: Report) -> Iterator[Line]:
     """The report in words, verdict first."""
-    tone: dict[str, Literal["good", "bad", "doubt"]] = {"passed": "good", "inconclusive": "doubt"}
-    yield Line(f"batch variance {report.verdict.upper()}", tone.get(report.verdict, "bad"))
-    for reason in report.reasons:
-        yield Line(f"  {reason}", tone.get(report.verdict, "bad"))
+    yield from headline("batch variance", report.verdict, report.reasons)
     yield Line(f"profile {report.profile}: {profiles.get(report.profile).for_what}; logits are {report.dtype}")
     for group in report.groups:
         hits = "" if group.hits is None else f", {group.hits:.0%} of the prompts from the cache"
         yield Line(
             f"{_place(group)}: {pairs.figures_in_words(group.judged)}; median batch {group.median_batch}{hits}",
-            tone.get(group.verdict, "bad"),
+            TONES[group.verdict],
         )
     failed = report.control.verdict == "failed"
     says = "fails as it must" if failed else "does NOT fail: this check sees nothing"

@@ -12,7 +12,13 @@ EXIT = {"passed": 0, "failed": 1, "not comparable": 3, "inconclusive": 4}
 SHOWN = 6
 
 Tone = Literal["plain", "good", "bad", "doubt"]
-_TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "not comparable": "bad", "inconclusive": "doubt"}
+TONES: dict[str, Tone] = {
+    "passed": "good",
+    "failed": "bad",
+    "not comparable": "bad",
+    "invalid": "bad",
+    "inconclusive": "doubt",
+}
 
 
 class Line(NamedTuple):
@@ -22,11 +28,17 @@ class Line(NamedTuple):
     tone: Tone = "plain"
 
 
+def headline(what: str, verdict: str, reasons: Sequence[str]) -> Iterator[Line]:
+    """The verdict, and the first of what it rests on."""
+    yield Line(f"{what} {verdict.upper()}", TONES[verdict])
+    for reason in reasons[:SHOWN]:
+        yield Line(f"  {reason}", TONES[verdict])
+
+
 def lines(found: Comparison) -> list[Line]:
     """The screen: some 20 lines, and the first findings."""
     said = [
-        Line(f"accuracy {found.verdict.upper()}", _TONES[found.verdict]),
-        *(Line(f"  {reason}", _TONES[found.verdict]) for reason in found.reasons[:SHOWN]),
+        *headline("accuracy", found.verdict, found.reasons),
         *map(Line, _sides(found)),
         *map(Line, _coverage(found)),
         Line(f"profile {found.profile}: {profiles.get(found.profile).for_what}"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmbench.accuracy import pairs, profiles
 from llmbench.accuracy.asking import Answer, Asker
-from llmbench.accuracy.describe import EXIT, Line
+from llmbench.accuracy.describe import EXIT, Line, headline
 from llmbench.accuracy.join import AFTER_DIVERGENCE
 from llmbench.accuracy.judge import Verdict
 from llmbench.accuracy.pairs import Judged
@@ -171,10 +171,7 @@ def judge(
 
 def lines(report: Report) -> Iterator[Line]:
     """The report in words, verdict first."""
-    tone: dict[str, Literal["good", "bad", "doubt"]] = {"passed": "good", "inconclusive": "doubt"}
-    yield Line(f"determinism {report.verdict.upper()}", tone.get(report.verdict, "bad"))
-    for reason in report.reasons:
-        yield Line(f"  {reason}", tone.get(report.verdict, "bad"))
+    yield from headline("determinism", report.verdict, report.reasons)
     limits = f"; profile {report.profile}: {profiles.get(report.profile).for_what}" if report.profile else ""
     yield Line(f"level {report.level}: {LEVELS[report.level]}{limits}")
     for phase in report.phases:

@@ -169,10 +169,7 @@ def limits(profile: str) -> list[tuple[str, Gate]]:
 
 def lines(report: Report) -> Iterator[Line]:
     """The report in words, verdict first."""
-    tone: dict[str, Literal["good", "bad", "doubt"]] = {"passed": "good", "inconclusive": "doubt"}
-    yield Line(f"self-check {report.verdict.upper()}", tone.get(report.verdict, "bad"))
-    for reason in report.reasons:
-        yield Line(f"  {reason}", tone.get(report.verdict, "bad"))
+    yield from describe.headline("self-check", report.verdict, report.reasons)
     yield Line(f"profile {report.profile}: {profiles.get(report.profile).for_what}; answers go back as {report.by}")
     for each in report.rounds:
         hits = "the server does not say" if each.hits is None else f"{each.hits:.0%} of the prompts"
