@@ -168,7 +168,9 @@ class _Audit:
 
     def findings(self) -> list[Finding]:
         """All tests that were asked for, those without a server first."""
-        found = [evidence.commitments(self._folder, self._plan.sha256)] if "A10" in self._asked else []
+        found = []
+        if "A10" in self._asked:
+            found = [evidence.commitments(self._folder, self._plan.sha256), screen.remade(self._folder)]
         for name, test in (
             ("A4", self._streams),
             ("A1", self._rescored),
