@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 from llmbench.accuracy import describe, profiles
-from llmbench.accuracy.compare import Comparison, Options
+from llmbench.accuracy.compare import Options
 from llmbench.cli import _acc, _acc_files, _perf, _results
 from llmbench.cli.perf import perf
 from llmbench.errors import InputError
@@ -59,7 +59,7 @@ def command(wanted: Wanted, perf_arguments: Sequence[str]) -> int:
     )
     _acc_files.write(outputs, found, rows)
     print(f"run {results.verdict}, accuracy {found.verdict.upper()}")
-    return exit_code(results, found)
+    return exit_code(results.exit_code, describe.EXIT[found.verdict])
 
 
 def _as_in(base: Store, given: set[str]) -> dict[str, object]:
@@ -73,9 +73,8 @@ def _as_in(base: Store, given: set[str]) -> dict[str, object]:
     return {name: value for name, value in found.items() if name not in given}
 
 
-def exit_code(results: _results.Results, found: Comparison) -> int:
+def exit_code(run: int, accuracy: int) -> int:
     """1 for rows that fail, whatever the run is; else the worse of both: 3, then 4; then the objectives' 1."""
-    accuracy, run = describe.EXIT[found.verdict], results.exit_code
     if accuracy == 1:
         return 1
     return next((code for code in (3, 4, 1) if code in (accuracy, run)), 0)

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llmbench.cli import main
+from llmbench.cli._acc_run import exit_code
 from llmbench.logits.store import Store
 from llmbench.tokenizer import embedded_path
 from tests.conftest import ROOT, Serving
@@ -311,3 +312,25 @@ def test_the_server_says_what_it_is(server: Serving) -> None:
     assert told["pid"] == server.process.pid
     assert tuple(told["agent_pids"]) == server.agent_pids
     assert len(told["config"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("run", "accuracy", "both"),
+    [
+        (0, 0, 0),
+        (3, 0, 3),
+        (4, 0, 4),
+        (1, 0, 1),
+        (0, 1, 1),
+        (3, 1, 1),
+        (4, 1, 1),
+        (0, 3, 3),
+        (1, 3, 3),
+        (0, 4, 4),
+        (3, 4, 3),
+    ],
+)
+def test_a_wrong_row_outweighs_a_run_that_is_not_valid_and_nothing_else_passes(
+    run: int, accuracy: int, both: int
+) -> None:
+    assert exit_code(run, accuracy) == both
