@@ -29,7 +29,7 @@ Float32 = npt.NDArray[np.float32]
 _CACHE_SHARE = 0.125  # of the free memory; unlike NumPy's zeros, MindSpore's take theirs at once
 _LONGEST_PIECE = 512  # new tokens of one sequence in one call
 _SHORTEST_PIECE = 16
-_SHORTEST_CONTEXT = 128
+_SHORTEST_CONTEXT = 64
 _WARM_CONTEXT = 512  # graphs for longer contexts are compiled when they are needed
 
 _log = logging.getLogger(__name__)

@@ -208,19 +208,19 @@ def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_
 
 def test_the_smallest_bucket_that_holds_a_step_is_taken() -> None:
     sizes = Sizes(max_batch=24, max_blocks=100, block_size=16)
-    assert sizes.shape(1, 1, 5, every_row=False) == Shape(num=1, steps=1, width=8, rows=1)
+    assert sizes.shape(1, 1, 5, every_row=False) == Shape(num=1, steps=1, width=4, rows=1)
     assert sizes.shape(5, 1, 129, every_row=False) == Shape(num=8, steps=1, width=16, rows=8)
     assert sizes.shape(20, 1, 1500, every_row=False) == Shape(num=24, steps=1, width=100, rows=24)
-    assert sizes.shape(1, 9, 9, every_row=False) == Shape(num=1, steps=16, width=8, rows=1)
+    assert sizes.shape(1, 9, 9, every_row=False) == Shape(num=1, steps=16, width=4, rows=1)
     assert sizes.shape(1, 200, 300, every_row=True) == Shape(num=1, steps=256, width=32, rows=256)
 
 
 def test_the_usual_buckets_are_few_and_hold_every_batch() -> None:
     sizes = Sizes(max_batch=24, max_blocks=1000, block_size=16)
     warm = sizes.warm()
-    assert len(warm) == len(set(warm)) == 3 * 6 + 6
+    assert len(warm) == len(set(warm)) == 4 * 6 + 6
     for num in range(1, 25):
-        for context_len in (1, 128, 200, 512):
+        for context_len in (1, 65, 128, 200, 512):
             assert sizes.shape(num, 1, context_len, every_row=False) in warm
     for steps in (2, 16, 100, 512):
         assert sizes.shape(1, steps, steps, every_row=False) in warm
@@ -234,8 +234,8 @@ def test_the_graphs_of_the_usual_buckets_are_compiled_at_start(caplog: pytest.Lo
     with caplog.at_level("INFO"):
         engine = engines.get("mindspore_llama", model, settings)
     compiled = [record.message for record in caplog.records if record.message.startswith("compiled")]
-    assert len(compiled) == 5  # a decoding one, and prompts of 16 to 128 tokens, which is all that 8 blocks hold
-    assert "warming up: graph 5 of 5, 1 x 128 new tokens, contexts up to 128" in caplog.text
+    assert len(compiled) == 6  # two decoding ones, and prompts of 16 to 128 tokens, which is all that 8 blocks hold
+    assert "warming up: graph 6 of 6, 1 x 128 new tokens, contexts up to 128" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO"):
         step(engine, np.arange(8, dtype=np.int32)[None], (np.arange(3, 23), 20))
