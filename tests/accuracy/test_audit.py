@@ -85,7 +85,7 @@ def perf(url: str | None, results: Path, *flags: str) -> Path:
     ]
     where = ["--url", url] if url else ["--port", str(free_port())]
     words = ["perf", "--audit", *where, "--results", str(results), "--quiet", "--cache", "cold", *load, *flags]
-    done = CliRunner().invoke(app, words)
+    done = CliRunner().invoke(app(), words)
     assert done.exit_code in (0, 3, 4), done.output  # a busy machine is not what is tested here
     return max(results.iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
@@ -93,7 +93,7 @@ def perf(url: str | None, results: Path, *flags: str) -> Path:
 def audit(run: Path, *flags: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
     """The exit status, and the findings by test."""
     out = run / "findings.json"
-    done = CliRunner().invoke(app, ["audit", str(run), "--json", str(out), *flags])
+    done = CliRunner().invoke(app(), ["audit", str(run), "--json", str(out), *flags])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     found: dict[str, list[dict[str, Any]]] = {}
@@ -267,7 +267,7 @@ def edited(path: Path, number: int, change: Callable[[bytes], bytes]) -> None:
 
 
 def verify(run: Path, *flags: str) -> "tuple[int, str]":
-    done = CliRunner().invoke(app, ["audit", "verify", str(run), *flags])
+    done = CliRunner().invoke(app(), ["audit", "verify", str(run), *flags])
     return done.exit_code, done.output
 
 
@@ -343,7 +343,7 @@ def test_a_killed_run_goes_on_with_a_secret_of_its_own(stacks: Stacks, copy: Pat
     (copy / secret.FILE).write_bytes(b"".join(lines[:2]))  # what is there until the last answer
     (copy / chain.FILE).unlink()
     assert verify(copy)[0] == 3
-    done = CliRunner().invoke(app, ["perf", "--resume", str(copy), "--url", stacks.real, "--quiet"])
+    done = CliRunner().invoke(app(), ["perf", "--resume", str(copy), "--url", stacks.real, "--quiet"])
     assert done.exit_code in (0, 3, 4), done.output
     assert verify(copy)[0] == 0
     status, found = audit(copy, *ENOUGH, "--only", "A1,A5,A6,A10")
@@ -360,7 +360,7 @@ def test_a_killed_run_goes_on_with_a_secret_of_its_own(stacks: Stacks, copy: Pat
 
 def test_a_sealed_run_that_was_changed_cannot_be_sealed_again(stacks: Stacks, copy: Path) -> None:
     cut_off(copy, 5)
-    done = CliRunner().invoke(app, ["perf", "--resume", str(copy), "--url", stacks.real, "--quiet"])
+    done = CliRunner().invoke(app(), ["perf", "--resume", str(copy), "--url", stacks.real, "--quiet"])
     assert isinstance(done.exception, InvalidMeasurement)
     assert "was sealed and is missing; a run that was changed cannot go on" in str(done.exception)
 
@@ -386,7 +386,7 @@ def test_a_trusted_server_scores_as_well_as_a_model_in_this_process(stacks: Stac
     ],
 )
 def test_flags_of_an_audited_run_that_contradict_are_refused(flags: tuple[str, ...], message: str) -> None:
-    done = CliRunner().invoke(app, ["perf", *flags])
+    done = CliRunner().invoke(app(), ["perf", *flags])
     assert isinstance(done.exception, InputError)
     assert message in str(done.exception)
 
@@ -456,6 +456,6 @@ def test_audit_as_a_user_runs_it(honest: Path) -> None:
     ],
 )
 def test_wrong_use_is_refused(honest: Path, words: list[str], message: str) -> None:
-    done = CliRunner().invoke(app, ["audit", *(word.format(run=honest) for word in words)])
+    done = CliRunner().invoke(app(), ["audit", *(word.format(run=honest) for word in words)])
     assert isinstance(done.exception, InputError)
     assert message in str(done.exception)

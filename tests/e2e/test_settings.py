@@ -24,7 +24,7 @@ def defaults() -> dict[str, Any]:
 
     from llmbench.cli import app
 
-    command = get_command(app).commands["perf"]  # type: ignore[attr-defined]
+    command = get_command(app(["perf"])).commands["perf"]  # type: ignore[attr-defined]
     with command.make_context("perf", []) as context:
         values = dict(context.params)
     for name in ("json", "quiet", "resume", "settings", "task", "header", "api_key"):

@@ -207,7 +207,7 @@ def test_a_server_that_does_not_answer_in_time_is_no_measurement(server: Serving
 )
 def test_what_is_wrong_is_named_before_anything_is_begun(tmp_path: Path, words: tuple[object, ...], said: str) -> None:
     asked = words if "report" in words or "--resume" in words else (*words, "--results", tmp_path)
-    done = CliRunner().invoke(app, ["sweep", *map(str, asked)])
+    done = CliRunner().invoke(app(), ["sweep", *map(str, asked)])
     assert isinstance(done.exception, InputError), done.output
     assert said in str(done.exception)
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def weights(*arguments: object, code: int = 0) -> str:
     """What `llmbench weights …` prints; its exit code is looked at."""
-    done = CliRunner().invoke(app, ["weights", *map(str, arguments)])
+    done = CliRunner().invoke(app(), ["weights", *map(str, arguments)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == code, done.output
