@@ -12,7 +12,7 @@ from tests.e2e.test_faults import idle, known_answer, settings, work
 from tests.e2e.test_mindspore import llmbench
 from tests.e2e.test_ranks import TINY, answers, children, losing, stopped
 
-pytestmark = [pytest.mark.mindspore, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.mindspore, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MINDSPORE = (*TINY, "--engine", "mindspore_llama")
 TWO = (*MINDSPORE, "--ranks", "2")
@@ -63,10 +63,11 @@ def test_a_run_against_two_ranks_is_answered_and_their_logits_pass_the_check_aga
 def test_when_a_rank_is_killed_the_group_is_replaced_and_nothing_is_left(
     launch: Launch, tmp_path: Path, rank: int
 ) -> None:
-    with launch(settings(tmp_path, limits={"max_batch": 3}, kv_cache={"num_blocks": 96}), *TWO) as server:
+    with launch(settings(tmp_path, limits={"max_batch": 3}, kv_cache={"num_blocks": 48}), *TWO) as server:
         expected = known_answer(server)
         before = server.agent_pids
-        _, lost, waited = work(losing(server, lambda server: os.kill(before[rank], signal.SIGKILL), 3, 490))
+        lossy = losing(server, lambda server: os.kill(before[rank], signal.SIGKILL), num=3, length=230)
+        _, lost, waited = work(lossy, within_s=400)  # another group has to compile its graphs
         assert {record.status for record in lost} == {"failed"}
         assert [(record.status, record.num_tokens) for record in waited] == [("answered", 10)] * 3
         assert poll(lambda: all(map(ended, before))), "the rank that lived was ended, too"
