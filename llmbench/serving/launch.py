@@ -1,7 +1,7 @@
 """Starting `llmbench serve` as a process of its own, for commands that need a server."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from llmbench.processes import Child, child
@@ -15,10 +15,12 @@ def flags(given: Mapping[str, object]) -> list[str]:
     return [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
 
 
-def launched(argv: list[str]) -> AbstractContextManager[Child]:
+def launched(argv: list[str], serve: Sequence[str] | None = None) -> AbstractContextManager[Child]:
     """`llmbench serve --port 0 ARGV`, answering; stopped on leaving, and by itself should this process be killed.
+
+    `serve` is another command than this installation's `llmbench serve`, of another version for example.
 
     Raises ServingError (ConfigError when the server said that its settings are wrong) with its last line of output.
     """
-    command = [sys.executable, "-m", "llmbench", "serve", "--port", "0", "--until-stdin-closes", *argv]
+    command = [*(serve or (sys.executable, "-m", "llmbench", "serve")), "--port", "0", "--until-stdin-closes", *argv]
     return child(command, READY, "the bundled stack", _GOODBYE_S)
