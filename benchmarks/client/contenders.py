@@ -20,6 +20,19 @@ VLLM_NEEDS = (
     *("einops", "prometheus_client", "sentencepiece", "tiktoken", "partial-json-parser", "datasets", "uvloop"),
     *("pybase64", "cbor2", "openai_harmony", "mistral_common", "gguf", "depyf", "llguidance", "lm-format-enforcer"),
 )
+# the same for SGLang's client
+SGLANG_NEEDS = (
+    "transformers",
+    "aiohttp",
+    "msgspec",
+    "numpy",
+    "orjson",
+    "requests",
+    "tqdm",
+    "pillow",
+    "pybase64",
+    "datasets",
+)
 
 
 class Load(NamedTuple):
@@ -257,6 +270,27 @@ def _vllm_reported(job: Job) -> Reported:
     return Reported(_milli(found["mean_ttft_ms"]), _milli(found["p99_ttft_ms"]), _milli(found["p99_itl_ms"]))
 
 
+def _sglang_bench(home: Path) -> list[str]:
+    return [str(home / "bin/python"), str(Path(__file__).with_name("sglang_bench.py")), str(home / "src")]
+
+
+def _sglang(job: Job) -> list[str]:
+    load = job.load
+    pace = ("--request-rate", str(load.rate)) if load.rate else ("--max-concurrency", str(load.streams))
+    return [
+        *(*_sglang_bench(job.home), "--backend", "vllm", "--base-url", job.url, "--model", "oracle"),
+        *("--tokenizer", str(job.home / "tokenizer"), "--dataset-name", "random-ids"),
+        *("--random-input-len", str(PROMPT_TOKENS), "--random-output-len", str(load.tokens)),
+        *("--random-range-ratio", "1", "--num-prompts", str(load.number), "--warmup-requests", "0"),
+        *("--disable-tqdm", "--seed", "1", "--output-file", str(job.folder / "report.jsonl"), *pace),
+    ]
+
+
+def _sglang_reported(job: Job) -> Reported:
+    found = _found(job.folder, "report.jsonl")
+    return Reported(_milli(found["mean_ttft_ms"]), _milli(found["p99_ttft_ms"]), _milli(found["p99_itl_ms"]))
+
+
 def _help(program: str) -> Callable[[Path], list[str]]:
     return lambda home: [str(home / "bin" / program), "--help"]
 
@@ -274,6 +308,14 @@ CONTENDERS = {
         Contender("raw", (), _raw, _raw_reported, lambda _: [sys.executable, "-c", "import asyncio, json, argparse"]),
         Contender(
             "vllm", VLLM_NEEDS, _vllm, _vllm_reported, lambda home: [*_vllm_bench(home), "--help"], wheel="vllm==0.33.0"
+        ),
+        Contender(
+            "sglang",
+            SGLANG_NEEDS,
+            _sglang,
+            _sglang_reported,
+            lambda home: [*_sglang_bench(home), "--help"],
+            wheel="sglang==0.5.23",
         ),
         Contender("guidellm", ("guidellm==0.8.1", TORCH), _guidellm, _guidellm_reported, _help("guidellm")),
         Contender("aiperf", ("aiperf==0.13.0",), _aiperf, _aiperf_reported, _help("aiperf")),
