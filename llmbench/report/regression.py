@@ -6,12 +6,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmbench.metrics.compare import Comparison, Effect, Verdict
+from llmbench.metrics.compare import Comparison, Effect, Verdict, select
 from llmbench.report import words
 from llmbench.report.junit import Case
 from llmbench.report.markdown import plain, table
 
 _STYLES: dict[Verdict, str] = {"regression": "bold red", "no regression": "bold green", "inconclusive": "bold yellow"}
+_WIDTH = 116
 _HEAD = ("metric", "A", "B", "change", "bounds", "delta", "")
 THRESHOLD = "one run on a side: the change is held against delta, chance and all; make three runs or more of each"
 
@@ -25,7 +26,7 @@ def show(console: Console, found: Comparison, a: str, b: str) -> None:
         column.justify = "right"
     for each in found.effects:
         shown.add_row(*_cells(each), Text(each.verdict, style=_STYLES[each.verdict]))
-    console.print(shown)
+    console.print(shown, width=max(console.width, _WIDTH))  # a figure that is broken over two lines is none
     for note in notes(found):
         console.print(Text(note), soft_wrap=True, highlight=False)
 
@@ -120,8 +121,8 @@ def _finding(each: Effect) -> str:
 
 
 def _cells(each: Effect) -> Sequence[str]:
-    factor, unit = (1e3, " ms") if ":" in each.metric else (1.0, "")
-    values = [f"{words.number(value and value * factor)}{unit if value else ''}" for value in (each.a, each.b)]
+    unit = select.unit(each.metric)
+    values = [words.quantity(value, unit) for value in (each.a, each.b)]
     return (each.metric, *values, _percent(each.change), _bounds(each) or each.method, f"{each.delta:.1%}")
 
 

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from tests.accuracy.models import embedded, perturbed
+
 ROOT = Path(__file__).parents[2]
 SETTINGS = """
 load:
@@ -163,3 +165,20 @@ def test_the_example_for_gitlab_runs_as_it_is_written(tmp_path: Path, shell: "di
     run_lines(jobs["gate"]["script"], tmp_path, shell)
     assert (tmp_path / "history.html").is_file()
     assert ElementTree.parse(tmp_path / "gate.xml").getroot().get("failures") == "0"
+
+
+def test_a_build_that_is_faster_but_wrong_fails_by_its_accuracy(folder: Path) -> None:
+    perturbed(folder / "wrong", embedded(), "model.layers.2.mlp.down_proj.weight", by=0.05)
+    (folder / "one.yaml").write_text("model: embedded\nthreads: 1\nlimits: {max_batch: 1}\n")
+    (folder / "many.yaml").write_text(f"model: {folder / 'wrong'}\nthreads: 1\nlimits: {{max_batch: 16}}\n")
+    settings = SETTINGS.replace("qps: 40", "arrivals: burst").replace("tpot:mean", "e2el:mean")
+    (folder / "gate.yaml").write_text(settings + "accuracy: {profile: fp32}\n")
+    done = llmbench(
+        "gate", "--settings", folder / "gate.yaml", "--a", folder / "one.yaml", "--b", folder / "many.yaml",
+        "--results", folder / "results", "--json", folder / "gate.json",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    found = json.loads((folder / "gate.json").read_bytes())
+    assert found["speed"]["verdict"] == "no regression"
+    assert found["speed"]["effects"][0]["improved"]
+    assert found["accuracy"]["verdict"] == "failed"

@@ -27,6 +27,13 @@ def primary(name: str, delta: float, better: Better | None = None) -> Primary:
     return Primary(metric=name, better=better or declared, delta=delta)
 
 
+def unit(name: str) -> str:
+    """The declared unit; none of a name that is not ours."""
+    base = name.partition(":")[0]
+    declared = _OF_REQUESTS.get(base) or _OF_RUNS.get(base)
+    return declared.unit if declared else ""
+
+
 def measured(name: str, runs: Sequence[Sequence[Trace]]) -> Measured | None:
     """The metric in each run; None when a run has no such figure. Raises InputError for a name that is none.
 
