@@ -49,7 +49,7 @@ class Experiment(msgspec.Struct, frozen=True):
 
 def _memory(noise: Float64, share: float) -> Float64:
     """An autocorrelated series of the same variance from independent noise, along the last axis (AR(1))."""
-    series = noise.copy()
+    series: Float64 = noise.copy()
     for i in range(1, noise.shape[-1]):
         series[..., i] = share * series[..., i - 1] + np.sqrt(1 - share**2) * noise[..., i]
     return series

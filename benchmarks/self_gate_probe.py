@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from llmbench.accuracy.compare import compare
 from llmbench.cli import _layers
@@ -44,7 +45,7 @@ def comparer() -> dict[str, float]:
     return {"acc_compare:bytes_per_s": 2 * REQUESTS * rows.nbytes / min(times)}
 
 
-def _capture(folder: Path, rows: np.ndarray) -> Path:  # type: ignore[type-arg]
+def _capture(folder: Path, rows: npt.NDArray[np.float32]) -> Path:
     manifest = Manifest(
         model="made up", fingerprint="0", engine="none", dtype="float32", vocab_size=VOCAB, tier="full32"
     )

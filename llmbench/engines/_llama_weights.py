@@ -85,12 +85,14 @@ def _qkv_bias(model: Model, prefix: str, dtype: npt.DTypeLike) -> Float32:
     """float32 [(heads + 2 kv_heads) * head_dim], scaled and reordered as the matrix is."""
     dim = model.config.head_dim
     q, k, v = (model.tensor(f"{prefix}{part}_proj.bias").astype(dtype) for part in "qkv")
-    return np.concatenate([_pair_halves(q / math.sqrt(dim), dim), _pair_halves(k, dim), v])
+    q /= math.sqrt(dim)
+    return np.concatenate([_pair_halves(q, dim), _pair_halves(k, dim), v])
 
 
 def _norm(model: Model, name: str, dtype: npt.DTypeLike) -> Float32:
     """float32 [hidden]: the weight of an RMSNorm times sqrt(hidden), since the engine divides by sqrt(sum(x^2))."""
-    weight: Float32 = model.tensor(name).astype(dtype) * math.sqrt(model.config.hidden_size)
+    weight: Float32 = model.tensor(name).astype(dtype)
+    weight *= math.sqrt(model.config.hidden_size)
     return weight
 
 

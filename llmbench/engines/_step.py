@@ -57,7 +57,8 @@ def result(batch: Batch, logits: Float32) -> StepResult:
 def join(parts: Float32, vocab_size: int) -> Float32:
     """float32 [m, vocab] from the columns of each rank [ranks, m, width], less what fills up those of the last."""
     num_ranks, num, width = parts.shape
-    return parts.swapaxes(0, 1).reshape(num, num_ranks * width)[:, :vocab_size]
+    joined: Float32 = parts.swapaxes(0, 1).reshape(num, num_ranks * width)[:, :vocab_size]
+    return joined
 
 
 def nothing(batch: Batch) -> StepResult:

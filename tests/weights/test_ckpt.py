@@ -2,8 +2,10 @@
 
 import binascii
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from llmbench.errors import InputError
@@ -33,7 +35,7 @@ def file(path: Path, content: bytes) -> Path:
     return path
 
 
-def tensor(values: np.ndarray, dtype: str) -> Tensor:  # type: ignore[type-arg]
+def tensor(values: npt.NDArray[Any], dtype: str) -> Tensor:
     return Tensor(shape=values.shape, dtype=dtype, rows=lambda start, stop: values[start:stop])
 
 
