@@ -80,15 +80,17 @@ class ToyServer:
         self.port = int(server.sockets[0].getsockname()[1])
         self._ready.set()
         await self._stopped.wait()
+        for listening in server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        await _turns()  # who was accepted when its server is closed, or cancelled before it began, leaves a socket open
         server.close()
-        await asyncio.sleep(0.01)  # a task that was never begun could not close its socket when it is cancelled
         for writer in self._writers:
             writer.transport.abort()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)  # sockets are closed in a later turn of the loop
+        await _turns()  # sockets are closed in a later turn of the loop
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -134,6 +136,12 @@ class ToyServer:
                     writer.transport.abort()
                 return False
         return True
+
+
+async def _turns(number: int = 50) -> None:
+    """Let the loop go round, so that what was begun comes to where it waits for others."""
+    for _ in range(number):
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
