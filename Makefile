@@ -12,7 +12,7 @@ MINDSPORE_BIN := $(MINDSPORE_VENV)/bin
 MINDSPORE_TESTS := tests/engines tests/contracts/test_engines.py tests/weights tests/e2e/test_mindspore.py
 
 # most tests wait for servers: two at once take little more than half the time
-SIDE_BY_SIDE := -n 2 --dist loadgroup
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 CORE := $(VENV)/.core
 TEST := $(VENV)/.test
@@ -72,11 +72,13 @@ demo: $(CORE)
 	$(BIN)/llmbench acc --base results/demo-base -n 40 --concurrency 16
 
 test: $(TEST) $(MINDSPORE)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not oracle and not clients and not slow and not browser"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not oracle and not clients and not slow and not browser and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
 	$(MINDSPORE_BIN)/python -m pytest $(MINDSPORE_TESTS) -m "not oracle and not slow"
 
 test-all: $(ORACLE) $(MINDSPORE_ORACLE)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
 	$(MINDSPORE_BIN)/python -m pytest $(MINDSPORE_TESTS) -m "not slow"
 
 # In one process family, each engine can be compared with any other.

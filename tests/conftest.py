@@ -19,17 +19,7 @@ settings.register_profile("llmbench", derandomize=True, deadline=None)
 settings.load_profile("llmbench")
 
 ROOT = Path(__file__).parents[1]
-# they look at what is left in shared memory, which others would leave there for a moment
-LOOK_INTO_SHARED_MEMORY = {"test_serve.py", "test_faults.py", "test_ranks.py", "test_kill.py"}
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (`pytest -n 2 --dist loadgroup`) the tests of a file share one, as they share servers."""
-    for item in items:
-        name = item.path.name
-        group = "shared-memory" if name in LOOK_INTO_SHARED_MEMORY else f"{item.path.parent.name}/{name}"
-        item.add_marker(pytest.mark.xdist_group(group))
+READY_WITHIN_S = 60.0
 
 
 class Serving:

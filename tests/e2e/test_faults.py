@@ -32,6 +32,8 @@ from llmbench.types import Request, Sampling
 from llmbench.workload import plan as plans
 from tests.conftest import Launch, Serving, ended, poll
 
+pytestmark = pytest.mark.alone
+
 T = TypeVar("T")
 DIALECTS = plugins.names("protocols")
 STUB = ("--model", "random:tiny", "--engine", "stub", "--threads", "1")

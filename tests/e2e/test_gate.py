@@ -180,5 +180,5 @@ def test_a_build_that_is_faster_but_wrong_fails_by_its_accuracy(folder: Path) ->
     assert done.returncode == 1, done.stderr
     found = json.loads((folder / "gate.json").read_bytes())
     assert found["speed"]["verdict"] == "no regression"
-    assert found["speed"]["effects"][0]["improved"]
+    assert found["speed"]["effects"][0]["change"] < 0
     assert found["accuracy"]["verdict"] == "failed"

@@ -32,6 +32,8 @@ from tests.e2e.test_faults import (
 )
 from tests.link import faulty_engine
 
+pytestmark = pytest.mark.alone
+
 TINY = ("--model", "random:tiny", "--threads", "1")
 TWO = (*TINY, "--ranks", "2")
 

@@ -22,6 +22,8 @@ import pytest
 from llmbench.tokenizer import Tokenizer, embedded_path
 from tests.conftest import ROOT, Launch, Serving, ended, poll
 
+pytestmark = pytest.mark.alone
+
 TINY = ("--model", "random:tiny", "--threads", "1")
 STREAM, WHOLE = "/models/llama2/generate_stream", "/models/llama2/generate"
 LONG = 1900  # tokens: seconds of work, so that something can happen meanwhile
