@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -20,9 +21,10 @@ from llmbench.cli._progress import overwrite
 from llmbench.errors import InputError
 from llmbench.logits import contest, policy
 from llmbench.logits.store import ROWS, TIERS, Store, is_store, read_manifest
+from llmbench.processes import Child
 from llmbench.report import files
 from llmbench.report.terminal import Terminal
-from llmbench.serving.launch import flags, launched
+from llmbench.serving.launch import capturing, flags, launched
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload import datasets
 
@@ -116,7 +118,7 @@ def dump(out: Path, load: Load, stack: Stack, taking: Taking) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         _capture(out, load, stack, taking, Path(scratch) / "journal.jsonl")
     num_rows = len(contest.read_dump(out).files) if taking.tier == "contest" else len(Store(out))
-    _say(f"base: {num_rows} rows of {load.num_requests} requests in {out}")
+    say(f"base: {num_rows} rows of {load.num_requests} requests in {out}")
     if not num_rows:
         raise InputError(
             f"no answer is long enough to reach an index divisible by {taking.every}: take a smaller --every"
@@ -192,23 +194,13 @@ def show(console: Console, comparison: comparing.Comparison) -> None:
 def _capture(folder: Path, load: Load, stack: Stack, taking: Taking, journal: Path) -> None:
     """Launch a stack that captures into a folder, send it the requests."""
     dataset = datasets.load(load.dataset)
-    _say(f"dataset: {dataset.path}{'' if dataset.real else ', a stand-in'}")
+    say(f"dataset: {dataset.path}{'' if dataset.real else ', a stand-in'}")
     tokenizer = Tokenizer.from_file(stack.tokenizer or embedded_path())
     plan = replay.plan(dataset.samples, dataset.name, load.num_requests, tokenizer)
-    given = {
-        "--model": stack.model,
-        "--engine": stack.engine,
-        # a model that brings a tokenizer keeps its own
-        "--tokenizer": stack.tokenizer and stack.tokenizer.absolute(),
-        "--capture": folder.absolute(),
-        "--capture-tier": taking.tier,
-        "--capture-every": taking.every,
-        "--capture-rate": taking.rate if taking.rate < 1 else None,
-        "--capture-seed": taking.seed or None,
-        "--force": taking.force and taking.force.absolute(),
-    }
-    with launched([*flags(given), *([str(stack.config)] if stack.config else [])]) as server:
-        _say(
+    rate = taking.rate if taking.rate < 1 else None
+    rows = capturing(folder, taking.tier, every=taking.every, rate=rate, seed=taking.seed, force=taking.force)
+    with serving(stack, *rows) as server:
+        say(
             f"stack: {server.url}; {load.num_requests} requests, {load.concurrency} at once; "
             f"{f'rows whose index divides by {taking.every}' if (taking.every or 1) > 1 else 'every row'}"
         )
@@ -216,5 +208,16 @@ def _capture(folder: Path, load: Load, stack: Stack, taking: Taking, journal: Pa
         replay.replay(plan, server.url, protocols.get("contest"), load.concurrency, journal, progress)
 
 
-def _say(text: str) -> None:
+def serving(stack: Stack, *more: str) -> AbstractContextManager[Child]:
+    """Launch the stack, with more flags. A model that brings a tokenizer keeps its own."""
+    given = {
+        "--model": stack.model,
+        "--engine": stack.engine,
+        "--tokenizer": stack.tokenizer and stack.tokenizer.absolute(),
+    }
+    return launched([*flags(given), *more, *([str(stack.config)] if stack.config else [])])
+
+
+def say(text: str) -> None:
+    """A note that is no part of the result."""
     print(text, file=sys.stderr)

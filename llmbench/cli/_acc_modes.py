@@ -14,16 +14,17 @@ from llmbench import protocols
 from llmbench.accuracy.describe import Line
 from llmbench.accuracy.prompts import Prompts
 from llmbench.accuracy.sides import StoreSide
-from llmbench.cli._acc import STYLES, Stack
+from llmbench.cli import _perf
+from llmbench.cli._acc import STYLES, Stack, say, serving
 from llmbench.errors import InputError
-from llmbench.loadgen import preflight
 from llmbench.loadgen.client import Timeouts
-from llmbench.loadgen.target import Target, Way, header, locate
+from llmbench.loadgen.fleet import Speech
+from llmbench.loadgen.target import Target, Way, locate
 from llmbench.logits import policy, store
 from llmbench.report import files
 from llmbench.report.terminal import Terminal
 from llmbench.serving import config as serving_config
-from llmbench.serving.launch import flags, launched
+from llmbench.serving import launch
 from llmbench.serving.stack import open_tokenizer
 from llmbench.weights.model import open_model
 from llmbench.workload import datasets
@@ -46,17 +47,16 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     def target(self) -> Target:
         """Where it is. Raises InputError for a wrong URL, ServingError when nobody answers."""
-        key = () if self.api_key is None else (header(f"Authorization: Bearer {self.api_key}"),)
-        return locate(self.url, way=Way(headers=key))
+        return locate(self.url, way=Way(headers=_perf.headers_of((), self.api_key)))
 
     def speech(self, target: Target, **options: object) -> protocols.Dialect:
         """Its dialect, with the name of the model where requests name one: the given, or the first that it tells of."""
-        if "model" in protocols.options(self.dialect):
-            told = preflight.models(target, Timeouts()) if self.served_model is None else [self.served_model]
-            options |= {"model": told[0]} if told else {}
-        elif self.served_model is not None:
-            raise InputError(f"--served-model: requests of the {self.dialect} dialect name no model")
-        return protocols.get(self.dialect, **options)
+        if self.served_model is not None:
+            if "model" not in protocols.options(self.dialect):
+                raise InputError(f"--served-model: requests of the {self.dialect} dialect name no model")
+            options["model"] = self.served_model
+        speech = Speech(name=self.dialect, options=options)
+        return _perf.naming(target, speech, Timeouts(), say=lambda text: None).dialect()
 
 
 def server(stack: Stack, url: str | None, dialect: str, served_model: str | None, api_key: str | None) -> Server | None:
@@ -100,14 +100,7 @@ def capturing(
     stack: Stack, folder: Path, tier: store.Tier, *more: str, requests: tuple[str, ...] = ()
 ) -> Iterator[Target]:
     """A stack that writes its rows into a folder, only those of some requests where any are named."""
-    given = {
-        "--model": stack.model,
-        "--engine": stack.engine,
-        "--tokenizer": stack.tokenizer and stack.tokenizer.absolute(),
-        "--capture": folder.absolute(),
-        "--capture-tier": tier,
-    }
-    with launched([*flags(given), *more, *([str(stack.config)] if stack.config else [])]) as found:
+    with serving(stack, *launch.capturing(folder, tier), *more) as found:
         if requests:  # the agent looks twice a second; until then it keeps more than it need
             policy.write(folder, policy.Policy(requests=requests))
         say(f"stack: {' '.join((found.url, *more))}")
@@ -152,8 +145,3 @@ def write(path: Path, flag: str, data: bytes) -> None:
         files.write(path, data)
     except OSError as error:
         raise InputError(f"{flag} {path}: cannot write ({error.strerror})") from error
-
-
-def say(text: str) -> None:
-    """A note that is no part of the result."""
-    print(text, file=sys.stderr)

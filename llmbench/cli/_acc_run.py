@@ -10,6 +10,7 @@ from typer.main import get_command
 from llmbench.accuracy import describe, profiles
 from llmbench.accuracy.compare import Options
 from llmbench.cli import _acc, _acc_files, _perf, _results
+from llmbench.cli._typed import typed
 from llmbench.cli.perf import perf
 from llmbench.errors import InputError
 from llmbench.logits import policy
@@ -85,8 +86,7 @@ def _perf_flags(arguments: Sequence[str]) -> tuple[dict[str, object], set[str]]:
     app = typer.Typer(add_completion=False)
     app.command()(perf)
     with get_command(app).make_context("llmbench acc run", list(arguments)) as context:
-        values = dict(context.params)
-        given = {name for name in values if str(context.get_parameter_source(name)) == "ParameterSource.COMMANDLINE"}
+        values, given = dict(context.params), typed(context)
     for name in (*_NOT_HERE, *_OURS):
         if name in given:
             raise InputError(f"--{name}: not with `acc run`, which launches the stack, captures and compares by itself")

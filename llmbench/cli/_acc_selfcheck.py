@@ -12,7 +12,7 @@ from llmbench.accuracy.asking import Asker
 from llmbench.accuracy.prompts import Prompts
 from llmbench.accuracy.selfcheck import PROMPT_TOKENS, Prompt, Report, Scores, Settings
 from llmbench.cli import _acc_modes as modes
-from llmbench.cli._acc import Stack
+from llmbench.cli._acc import Stack, say
 from llmbench.cli._acc_modes import Server
 from llmbench.errors import InputError
 from llmbench.loadgen.target import Target
@@ -52,7 +52,7 @@ def _of_server(settings: Settings, stack: Stack, server: Server, dataset: str, p
         raise InputError(f"--dialect {server.dialect}: prompts are scored in openai_completions only")
     texts, by_ids = modes.texts(dataset), stack.tokenizer is not None
     if profile is None:
-        modes.say(f"profile: {_FOREIGN}, since a server does not say what it computes in; another with --profile")
+        say(f"profile: {_FOREIGN}, since a server does not say what it computes in; another with --profile")
     prompts: Sequence[Prompt] = texts[: settings.num_prompts]
     if stack.tokenizer is not None:
         tokenizer = Tokenizer.from_file(stack.tokenizer)

@@ -29,7 +29,7 @@ def flags(settings: Settings | None, rows: Path | None) -> list[str]:
     """The flags of a server that captures into a folder; none without accuracy."""
     if settings is None or rows is None:
         return []
-    return launch.flags({"--capture": rows.absolute(), "--capture-tier": settings.tier})
+    return launch.capturing(rows, settings.tier)
 
 
 def judge(settings: Settings | None, rows: Mapping[str, Sequence[Path]]) -> accuracy.Comparison | None:
@@ -59,24 +59,22 @@ def tell(
         Terminal().print(Text(f"files: {folder}"), soft_wrap=True)
     if outputs.github:
         print(regression.annotations(found) + _annotation(rows), end="")
-    try:
-        _write(found, rows, sides, outputs)
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot write ({error.strerror})") from error
+    _write(found, rows, sides, outputs)
     codes = [comparing.EXIT[found.verdict], 0 if rows is None else describe.EXIT[rows.verdict]]
     return next((code for code in (1, 3, 4) if code in codes), 0)
 
 
 def _write(found: Comparison, rows: accuracy.Comparison | None, sides: tuple[str, ...], outputs: Outputs) -> None:
     a, b = sides
-    if outputs.json is not None:
-        files.write_json(outputs.json, {"a": a, "b": b, "speed": msgspec.to_builtins(found), "accuracy": rows})
-    if outputs.junit is not None:
-        cases = [*regression.cases(found), *([] if rows is None else _acc_files.cases(rows))]
-        files.write(outputs.junit, junit.junit("llmbench gate", cases))
-    if outputs.markdown is not None:
-        parts = [regression.markdown(found, a, b), *([] if rows is None else [_acc_files.markdown(rows)])]
-        files.write(outputs.markdown, "\n".join(parts).encode())
+    with files.wanted():
+        if outputs.json is not None:
+            files.write_json(outputs.json, {"a": a, "b": b, "speed": msgspec.to_builtins(found), "accuracy": rows})
+        if outputs.junit is not None:
+            cases = [*regression.cases(found), *([] if rows is None else _acc_files.cases(rows))]
+            files.write(outputs.junit, junit.junit("llmbench gate", cases))
+        if outputs.markdown is not None:
+            parts = [regression.markdown(found, a, b), *([] if rows is None else [_acc_files.markdown(rows)])]
+            files.write(outputs.markdown, "\n".join(parts).encode())
 
 
 def _annotation(rows: accuracy.Comparison | None) -> str:

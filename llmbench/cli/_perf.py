@@ -27,7 +27,7 @@ from llmbench.loadgen.warm import fill
 from llmbench.logits.store import ROWS, TIERS
 from llmbench.metrics import checks, slo
 from llmbench.report import files
-from llmbench.serving.launch import flags, launched
+from llmbench.serving.launch import capturing, flags, launched
 from llmbench.workload import plan as plans
 
 if TYPE_CHECKING:
@@ -449,14 +449,13 @@ def _serve_arguments(settings: Settings, say: Say) -> list[str]:
 
 def _capture_arguments(settings: Settings, folder: Path) -> list[str]:
     """The flags with which the launched server captures rows into the folder of the run."""
-    given = {
-        "--capture": (folder / ROWS).absolute(),
-        "--capture-tier": settings.capture_tier,
-        "--capture-rate": settings.capture_rate,
-        "--capture-seed": settings.capture_seed or None,
-        "--force": settings.force and settings.force.absolute(),
-    }
-    return flags(given)
+    return capturing(
+        folder / ROWS,
+        settings.capture_tier,
+        rate=settings.capture_rate,
+        seed=settings.capture_seed,
+        force=settings.force,
+    )
 
 
 def sayer(quiet: bool) -> Say:

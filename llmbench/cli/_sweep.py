@@ -13,7 +13,7 @@ from llmbench.engines import EngineSettings
 from llmbench.errors import InputError, InvalidMeasurement
 from llmbench.loadgen.client import Timeouts
 from llmbench.loadgen.fleet import Speech
-from llmbench.loadgen.target import Way, header, locate
+from llmbench.loadgen.target import Way, locate
 from llmbench.metrics.sweep import Case, Figures, Largest, Measured, figures
 from llmbench.processes import allow_many_sockets
 from llmbench.report import files, words
@@ -237,7 +237,7 @@ def _engine(settings: Settings, cases: Sequence[Case]) -> _Opened:
 
 def _server(settings: Settings, url: str, api_key: str | None, say: Say) -> _Opened:
     allow_many_sockets()
-    way = Way(headers=() if api_key is None else (header(f"Authorization: Bearer {api_key}"),))
+    way = Way(headers=_perf.headers_of((), api_key))
     timeouts = Timeouts(head_s=settings.timeout, total_s=settings.timeout)
     options = dict(protocols.option_value(settings.dialect, text) for text in settings.dialect_option)
     if settings.served_model is not None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from llmbench.cli._typed import typed
 from llmbench.cli.plan import DATASET_HELP, CacheOption, IgnoreEosOption
 from llmbench.cli.report import AllowOption
 
@@ -57,7 +58,4 @@ def maxload(  # the names are those of `_maxload.Search` and of `_perf.Settings`
     """
     from llmbench.cli import _maxload
 
-    given = {
-        name for name in context.params if str(context.get_parameter_source(name)) == "ParameterSource.COMMANDLINE"
-    }
-    raise typer.Exit(_maxload.command(dict(context.params), given))
+    raise typer.Exit(_maxload.command(dict(context.params), typed(context)))

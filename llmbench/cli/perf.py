@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llmbench.cli._typed import typed
 from llmbench.cli.plan import (
     ARRIVALS_HELP,
     DATASET_HELP,
@@ -159,7 +160,4 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     """
     from llmbench.cli import _perf
 
-    given = {
-        name for name in context.params if str(context.get_parameter_source(name)) == "ParameterSource.COMMANDLINE"
-    }
-    raise typer.Exit(_perf.command(dict(context.params), given))
+    raise typer.Exit(_perf.command(dict(context.params), typed(context)))

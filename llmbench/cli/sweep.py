@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from llmbench.cli._typed import typed
 from llmbench.cli.serve import MODEL_HELP
 
 app = typer.Typer(
@@ -83,10 +84,7 @@ def sweep(  # the names are those of `_sweep.Settings`
         return
     from llmbench.cli import _sweep
 
-    given = {
-        name for name in context.params if str(context.get_parameter_source(name)) == "ParameterSource.COMMANDLINE"
-    }
-    raise typer.Exit(_sweep.command(dict(context.params), given))
+    raise typer.Exit(_sweep.command(dict(context.params), typed(context)))
 
 
 @app.command()

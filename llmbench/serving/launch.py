@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from llmbench.processes import Child, child
 
@@ -13,6 +14,27 @@ _GOODBYE_S = 15.0  # longer than a server drains
 def flags(given: Mapping[str, object]) -> list[str]:
     """`--flag value` for each setting that was given; None stands for "not given"."""
     return [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+
+
+def capturing(
+    folder: Path,
+    tier: str,
+    *,
+    every: int | None = None,
+    rate: float | None = None,
+    seed: str | None = None,
+    force: Path | None = None,
+) -> list[str]:
+    """The flags of a server that captures rows of logits into a folder; see serving.config.Capture."""
+    given = {
+        "--capture": folder.absolute(),
+        "--capture-tier": tier,
+        "--capture-every": every,
+        "--capture-rate": rate,
+        "--capture-seed": seed or None,
+        "--force": force and force.absolute(),
+    }
+    return flags(given)
 
 
 def launched(argv: list[str], serve: Sequence[str] | None = None) -> AbstractContextManager[Child]:
