@@ -9,7 +9,6 @@ import numpy as np
 from llmbench.accuracy import describe, drill
 from llmbench.accuracy.compare import Comparison, Rows
 from llmbench.accuracy.judge import GateResult
-from llmbench.errors import InputError
 from llmbench.report import accuracy, files, junit
 from llmbench.report.markdown import plain, table
 
@@ -28,7 +27,7 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True):
 
 def write(outputs: Outputs, found: Comparison, rows: Rows) -> None:
     """Write what was asked for. Raises InputError when a file cannot be written."""
-    try:
+    with files.wanted():
         if outputs.json is not None:
             files.write_json(outputs.json, found)
         if outputs.junit is not None:
@@ -39,8 +38,6 @@ def write(outputs: Outputs, found: Comparison, rows: Rows) -> None:
             _save_rows(outputs.rows, rows)
         if outputs.html is not None:
             files.write(outputs.html, _page(found, rows).encode())
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot write ({error.strerror})") from error
 
 
 def cases(found: Comparison) -> list[junit.Case]:

@@ -13,7 +13,6 @@ from rich.text import Text
 from llmbench import __version__
 from llmbench.accuracy.audit import Finding, Verdict
 from llmbench.cli import _formats, _results
-from llmbench.errors import InputError
 from llmbench.report import files
 from llmbench.report.junit import Case, Outcome, junit
 from llmbench.report.terminal import Terminal
@@ -76,13 +75,11 @@ def _power(findings: Sequence[Finding]) -> Iterator[str]:
 
 def write(report: Any, findings: Sequence[Finding], json: Path | None, to_junit: Path | None) -> None:
     """The files that were asked for. Raises InputError when one cannot be written."""
-    try:
+    with files.wanted():
         if json is not None:
             files.write_json(json, report)
         if to_junit is not None:
             files.write(to_junit, junit("llmbench audit", [_case(finding) for finding in findings]))
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot write ({error.strerror})") from error
 
 
 def _case(finding: Finding) -> Case:

@@ -134,15 +134,13 @@ def tell(found: Comparison, a: str, b: str, outputs: Outputs) -> None:
         regression.show(Terminal(), found, a, b)
     if outputs.github:
         print(regression.annotations(found), end="")
-    try:
+    with files.wanted():
         if outputs.json is not None:
             files.write_json(outputs.json, {"a": a, "b": b, **msgspec.to_builtins(found)})
         if outputs.junit is not None:
             files.write(outputs.junit, junit.junit("llmbench compare", regression.cases(found)))
         if outputs.markdown is not None:
             files.write(outputs.markdown, regression.markdown(found, a, b).encode())
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot write ({error.strerror})") from error
 
 
 def _about(folder: Path, runs: Sequence[_results.Results]) -> str:

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from llmbench.cli import _baseline
-from llmbench.errors import InputError
 from llmbench.metrics.compare.changes import Change, changes
 from llmbench.report import files, trend, words
 from llmbench.report.terminal import Terminal
@@ -23,13 +22,11 @@ def main(folder: Path, delta: float, csv_file: Path | None, html_file: Path | No
     series = [_series(stored.versions, metric, delta) for metric in stored.newest.metrics]
     for each in series:
         _show(each)
-    try:
+    with files.wanted():
         if csv_file is not None:
             files.write(csv_file, _csv(stored.versions).encode())
         if html_file is not None:
             files.write(html_file, trend.page(folder.resolve().name, series).encode())
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot write ({error.strerror})") from error
 
 
 def _series(versions: Sequence[_baseline.Version], metric: str, delta: float) -> trend.Series:

@@ -5,7 +5,8 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def make_folder(folder: Path, flag: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{flag} {folder}: cannot make this folder ({error.strerror})") from error
+
+
+@contextmanager
+def wanted() -> Iterator[None]:
+    """Around the writing of files that somebody asked for. Raises InputError, which names the file, for what fails."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot write ({error.strerror})") from error
 
 
 def write_json(path: Path, value: Any) -> None:
