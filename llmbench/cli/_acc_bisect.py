@@ -11,6 +11,7 @@ from llmbench.accuracy import bisect as bisecting
 from llmbench.accuracy import profiles
 from llmbench.accuracy.bisect import Found, Given, Place
 from llmbench.accuracy.compare import Comparison, Options
+from llmbench.cli import _progress
 from llmbench.errors import InputError
 from llmbench.logits.store import read_manifest
 from llmbench.report import files
@@ -67,7 +68,7 @@ def run(asked: Asked, json: Path | None) -> int:
         profile = asked.profile or "fp32"
     else:
         raise InputError("one capture only: give BASE and NEW, or neither, with --base-model, --new-model and --prompt")
-    say = _overwrite if sys.stderr.isatty() else lambda text: None
+    say = _progress.line if sys.stderr.isatty() else lambda text: None
     found = bisecting.bisect(sides[0], sides[1], place, profiles.get(profile), asked.threads, say)
     repro = _repro(asked, sides, place)
     _show(found, notes, repro)
@@ -102,10 +103,6 @@ def _encode(model: Model, prompt: str | None) -> list[int]:
     return Tokenizer.from_file(model.tokenizer_path).encode(prompt)
 
 
-def _overwrite(text: str) -> None:
-    print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
 def _say_row(comparison: Comparison, place: Place) -> None:
     kind = "the first bad row" if place.bad else "no row is bad; of those looked at, the furthest"
     print(
@@ -117,7 +114,7 @@ def _say_row(comparison: Comparison, place: Place) -> None:
 def _show(found: Found, notes: list[str], repro: str) -> None:
     console = Terminal()
     if sys.stderr.isatty():
-        _overwrite("")
+        _progress.line()
     table = Table("part", "error", "at", "noise", "limit", "")
     for part in found.parts:
         style = "red" if part.name == found.part else "yellow" if part.differs else ""

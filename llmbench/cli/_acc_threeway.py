@@ -9,6 +9,7 @@ from rich.table import Table
 from llmbench.accuracy import threeway as judging
 from llmbench.accuracy.sides import StoreSide
 from llmbench.accuracy.threeway import Found, Target, Text
+from llmbench.cli import _progress
 from llmbench.errors import InputError
 from llmbench.logits.store import Store, is_store
 from llmbench.report import files
@@ -54,7 +55,7 @@ def run(asked: Asked, json: Path | None) -> int:
         progress=progress,
     )
     if progress is not None:
-        print("\r\x1b[K", end="", file=sys.stderr)
+        _progress.line()
     _show(found, notes)
     if json is not None:
         files.write_json(json, {**msgspec.structs.asdict(found), "notes": notes})
@@ -84,7 +85,7 @@ def _texts(model: Model, dataset: str, num_requests: int) -> list[Text]:
 
 
 def _overwrite(what: str, done: int, num: int) -> None:
-    print(f"\r\x1b[K{what}: {done + 1} of {num}", end="", file=sys.stderr, flush=True)
+    _progress.line(f"{what}: {done + 1} of {num}")
 
 
 def _show(found: Found, notes: list[str]) -> None:

@@ -1,8 +1,13 @@
-"""Progress of a load on a terminal."""
+"""Progress on a terminal: lines that overwrite themselves."""
 
 import sys
 
 from llmbench.loadgen.driver import Counts
+
+
+def line(text: str = "") -> None:
+    """A line on stderr in the place of the one before; without a text there is none any more."""
+    print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def overwrite(counts: Counts) -> None:

@@ -10,6 +10,7 @@ from rich.status import Status
 from rich.table import Table
 
 from llmbench import plugins
+from llmbench.cli import _progress
 from llmbench.errors import ConfigError, InputError
 from llmbench.report.files import as_json
 from llmbench.report.terminal import Terminal
@@ -130,14 +131,14 @@ class _Line:
     def __call__(self, done: int, total: int, name: str) -> None:
         if self._to_terminal:
             share = 100 * done // max(total, 1)
-            print(f"\r\x1b[K{share:3d} %  {_size(done)} of {_size(total)}  {name}", end="", file=sys.stderr, flush=True)
+            _progress.line(f"{share:3d} %  {_size(done)} of {_size(total)}  {name}")
 
     def __enter__(self) -> "_Line":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._to_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _progress.line()
 
 
 def _tell(report: Report, out: Path, json: bool) -> None:
