@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmbench.evals import Ask, Reply
-from llmbench.loadgen.client import Client, Target, Timeouts
-from llmbench.loadgen.driver import Driver
+from llmbench.loadgen.client import Target, Timeouts
 from llmbench.loadgen.listening import Heard, Listening
 from llmbench.loadgen.record import Record
+from llmbench.loadgen.run import drive
 from llmbench.protocols import ClientHalf
 from llmbench.types import Request, Sampling
 from llmbench.workload.plan import PlannedRequest
@@ -36,16 +36,12 @@ class HttpAnswerer:
 
     async def _answer(self, asks: Sequence[Ask], replied: Callable[[int, Reply], None]) -> None:
         heard = Listening(self._dialect)
-        client = Client(self._target, heard, self._timeouts)
 
         def finished(record: Record) -> None:
             replied(record.index, _reply(record, heard.take(record.request_id)))
 
         planned = [PlannedRequest(index=i, due_s=0.0, request=_request(i, ask)) for i, ask in enumerate(asks)]
-        try:
-            await Driver(planned, client, finished, self._concurrency).run()
-        finally:
-            await client.close()
+        await drive(planned, self._target, heard, self._timeouts, finished, self._concurrency)
 
 
 def served(target: Target, timeout_s: float = 5.0) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from llmbench.loadgen.journal import Header, Journal
 from llmbench.loadgen.record import Line, Record
 from llmbench.processes import allow_many_sockets
 from llmbench.protocols import ClientHalf
-from llmbench.workload.plan import Plan
+from llmbench.workload.plan import Plan, PlannedRequest
 
 _LEAD_NS = 20_000_000  # so that the first request's instant is not over before the loop runs
 _PROGRESS_EVERY_S = 0.5
@@ -119,6 +119,22 @@ async def _run(
                 await driver.run(header.start_ns)
     await client.close()
     return Outcome(header=header, records=records, interrupted=driver.interrupted)
+
+
+async def drive(
+    planned: Sequence[PlannedRequest],
+    target: Target,
+    dialect: ClientHalf,
+    timeouts: Timeouts,
+    finished: Callable[[Record], None],
+    concurrency: int | None = None,
+) -> None:
+    """Send requests without a journal; `finished` gets the record of each when it has ended."""
+    client = sender(target, dialect, timeouts)
+    try:
+        await Driver(planned, client, finished, concurrency).run()
+    finally:
+        await client.close()
 
 
 def header_of(plan: Plan, target: Target, dialect: str, taken_up_ns: int, part: Part) -> Header:

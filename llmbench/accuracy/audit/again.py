@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from llmbench.accuracy.audit import Finding, not_applicable
 from llmbench.accuracy.audit.run import Answer, Ids, Vocabulary, spoken
+from llmbench.accuracy.determinism import first_difference
 from llmbench.accuracy.judge import would_be_seen
 from llmbench.loadgen.record import Record
 
@@ -91,9 +92,7 @@ def _gap(repeat: Repeat, vocabulary: Vocabulary | None, apart: Apart | None) -> 
 
 
 def _split(prompt: Ids, was: Ids, now: Ids) -> _Split:
-    same = next(
-        (i for i, (one, other) in enumerate(zip(was, now, strict=False)) if one != other), min(len(was), len(now))
-    )
+    same = first_difference(was, now)
     return _Split(
         (*prompt, *was[:same]),
         was[same] if same < len(was) else None,

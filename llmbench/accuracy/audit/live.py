@@ -10,10 +10,10 @@ import numpy.typing as npt
 from llmbench import protocols
 from llmbench.accuracy.audit.run import Ids
 from llmbench.errors import InvalidMeasurement
-from llmbench.loadgen.client import Client, Timeouts
-from llmbench.loadgen.driver import Driver
+from llmbench.loadgen.client import Timeouts
 from llmbench.loadgen.listening import Listening
 from llmbench.loadgen.record import Record
+from llmbench.loadgen.run import drive
 from llmbench.loadgen.target import Target
 from llmbench.protocols import ClientHalf
 from llmbench.types import Request, Sampling, TokenLogprob
@@ -42,28 +42,15 @@ def ask(
         )
         for index, request in enumerate(requests)
     ]
-    return asyncio.run(_ask(target, dialect, planned, timeouts, done)) if planned else []
-
-
-async def _ask(
-    target: Target,
-    dialect: ClientHalf,
-    planned: Sequence[PlannedRequest],
-    timeouts: Timeouts,
-    done: Callable[[int], None],
-) -> list[Record]:
-    client = Client(target, dialect, timeouts)
-    records: dict[int, Record] = {}
+    records: list[Record] = []
 
     def finished(record: Record) -> None:
-        records[record.index] = record
+        records.append(record)
         done(len(records))
 
-    try:
-        await Driver(planned, client, finished, concurrency=1).run()
-    finally:
-        await client.close()
-    return [records[each.index] for each in planned]
+    if planned:
+        asyncio.run(drive(planned, target, dialect, timeouts, finished, concurrency=1))
+    return sorted(records, key=lambda record: record.index)
 
 
 class ServerScorer:
