@@ -20,7 +20,7 @@ from llmbench.metrics.sweep import Case, Pass
 from llmbench.protocols import ClientHalf
 from llmbench.tokenizer import Tokenizer
 from llmbench.types import Request, Sampling
-from llmbench.workload.datasets._exact import Writer
+from llmbench.workload.exact import Writer
 from llmbench.workload.plan import PlannedRequest
 
 _PROBE_LEN = 32

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llmbench.errors import InputError
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload import plan, prefixes, sources, spread
-from llmbench.workload.datasets._exact import Writer
+from llmbench.workload.exact import Writer
 from llmbench.workload.plan import Turn
 
 TOKENIZER = Tokenizer.from_file(embedded_path())

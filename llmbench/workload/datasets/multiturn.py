@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmbench.workload import spread
 from llmbench.workload.datasets import _talks
-from llmbench.workload.datasets._exact import Writer
+from llmbench.workload.exact import Writer
 from llmbench.workload.plan import Turn
 from llmbench.workload.sources import Need
 from llmbench.workload.sources import Source as Base

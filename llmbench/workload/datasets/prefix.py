@@ -3,7 +3,7 @@
 import numpy as np
 
 from llmbench.workload import spread
-from llmbench.workload.datasets._exact import Writer
+from llmbench.workload.exact import Writer
 from llmbench.workload.plan import Turn
 from llmbench.workload.sources import Need
 from llmbench.workload.sources import Source as Base

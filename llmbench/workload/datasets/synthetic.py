@@ -1,7 +1,7 @@
 """Prompts of our own sentences, composed to lengths that are drawn; the answers' lengths are drawn as well."""
 
 from llmbench.workload import spread
-from llmbench.workload.datasets._exact import Writer
+from llmbench.workload.exact import Writer
 from llmbench.workload.plan import Turn
 from llmbench.workload.sources import Need
 from llmbench.workload.sources import Source as Base
