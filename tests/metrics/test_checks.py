@@ -74,6 +74,22 @@ def test_a_client_that_is_late_makes_the_run_invalid() -> None:
     assert pace.own_lateness(Evidence(traces=[trace(i, late_ms=5.1) for i in range(9)])).verdict == "failed"
 
 
+def test_four_late_requests_of_sixty_may_be_chance_and_five_are_not() -> None:
+    def late(num: int) -> str:
+        traces = [trace(i, late_ms=9.0 if i < num else 0.1) for i in range(60)]
+        return pace.own_lateness(Evidence(traces=traces)).verdict
+
+    assert [late(num) for num in (4, 5)] == ["ok", "failed"]  # P(5 of 60 or more | 1 in 100) = 0.04 %
+
+
+def test_with_many_requests_lateness_is_judged_near_their_own_99th_percentile() -> None:
+    def late(num: int) -> str:
+        traces = [trace(i, late_ms=9.0 if i < num else 0.1) for i in range(3000)]
+        return pace.own_lateness(Evidence(traces=traces)).verdict
+
+    assert [late(num) for num in (30, 60)] == ["ok", "failed"]
+
+
 def test_a_rate_that_was_not_kept_makes_the_run_invalid() -> None:
     def slower(by_ms: float) -> str:
         return pace.rate_kept(Evidence(traces=[trace(i, late_ms=by_ms * i) for i in range(200)])).verdict
