@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,6 +20,7 @@ from llmbench.weights import convert as converting
 from llmbench.weights import inspection
 from llmbench.weights.convert import DTYPES, MAX_SHARD_BYTES, Report, Target
 from llmbench.weights.names import WRITABLE
+from llmbench.weights.quantised import DEQ_FORMS
 from llmbench.weights.sources import How, Opened, open_weights
 
 _SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -35,7 +38,14 @@ class Source(msgspec.Struct, frozen=True):
     of_ranks: bool = False
 
 
-def target(layout: str, container: str, dtype: str | None, max_shard_size: str | None, allow_nonfinite: bool) -> Target:
+def target(
+    layout: str,
+    container: str,
+    dtype: str | None,
+    max_shard_size: str | None,
+    allow_nonfinite: bool,
+    deq_scale: str | None = None,
+) -> Target:
     """What is to be written. Raises ConfigError for a flag that is none of what can be."""
     containers = ("safetensors", "ckpt")
     dtype = dtype if dtype is None else _SHORT.get(dtype, dtype)
@@ -43,6 +53,7 @@ def target(layout: str, container: str, dtype: str | None, max_shard_size: str |
         ("--to", "layout", layout, WRITABLE),
         ("--format", "format", container, containers),
         ("--dtype", "dtype", dtype, DTYPES),
+        ("--deq-scale", "form", deq_scale, DEQ_FORMS),
     ):
         if given is not None and given not in known:
             raise ConfigError(f"{flag}: {plugins.unknown(kind, given, list(known))}")
@@ -50,6 +61,7 @@ def target(layout: str, container: str, dtype: str | None, max_shard_size: str |
         layout=layout,
         container="ckpt" if container == "ckpt" else "safetensors",
         dtype=dtype,
+        deq_scale=next((form for form in DEQ_FORMS if form == deq_scale), None),
         max_shard_bytes=MAX_SHARD_BYTES if max_shard_size is None else num_bytes(max_shard_size),
         allow_nonfinite=allow_nonfinite,
     )
@@ -166,6 +178,8 @@ def _show(terminal: Terminal, found: inspection.Inspection) -> None:
         "width": f"{found.hidden_size}, MLP {found.intermediate_size}, vocabulary {found.vocab_size}",
         "embeddings": "tied: they are the head, too" if found.tied else "apart from the head",
     }
+    if found.quantisation is not None:
+        facts |= _quantisation(found.quantisation)
     if rank is not None:
         which = "all" if rank.rank is None else f"rank {rank.rank}"
         modes = ", ".join(f"{number} {mode}" for mode, number in rank.modes.items())
@@ -185,6 +199,27 @@ def _show(terminal: Terminal, found: inspection.Inspection) -> None:
         sizes.add_row(group.name, str(group.num_tensors), f"{group.num_parameters:,}", _size(group.num_bytes))
     terminal.print()
     terminal.print(sizes)
+
+
+def _quantisation(found: inspection.Quantisation) -> dict[str, str]:
+    """The kinds, each with the linears of it by their last names and how many there are, and what is float."""
+    facts = {}
+    for kind in sorted(set(found.kinds.values())):
+        facts[kind] = _by_last_name(name for name, own in found.kinds.items() if own == kind)
+    facts["float"] = _by_last_name(found.float_linears) or "no linear"
+    if found.float_layers and found.kinds:
+        facts["float"] += f"; FLOAT_LAYERS {', '.join(map(str, found.float_layers))}"
+    if found.norm_bias:
+        facts["norms"] = "with biases (anti-outlier with a shift)"
+    if found.kv_cache is not None:
+        facts["KV cache"] = found.kv_cache
+    return facts
+
+
+def _by_last_name(linears: Iterable[str]) -> str:
+    """Such as `2 q_proj, 1 down_proj`."""
+    numbers = Counter(linear.rpartition(".")[2] for linear in linears)
+    return ", ".join(f"{number} {name}" for name, number in numbers.items())
 
 
 def _size(size: float) -> str:

@@ -16,7 +16,7 @@ Model = Annotated[
     str,
     typer.Argument(
         help="A Hugging Face folder, a .ckpt or .safetensors file or folder for MindSpore, a folder with Meta's "
-        "consolidated.*.pth, a folder of ranks; embedded, random:PRESET."
+        "consolidated.*.pth, a folder of ranks, the ATB guide's dictionaries; embedded, random:PRESET."
     ),
 ]
 RankFolder = Annotated[str, typer.Argument(metavar="RANKS", help="A folder with rank_0, rank_1, … and strategy.json.")]
@@ -43,6 +43,14 @@ StrategyFile = Annotated[
 Drop = Annotated[list[str], typer.Option(help="Leave out tensors whose names match this regular expression.")]
 MaxShard = Annotated[str, typer.Option("--max-shard-size", help="Largest safetensors file of a whole model.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Take over NaN and infinity.")]
+DeqScale = Annotated[
+    str | None,
+    typer.Option(
+        "--deq-scale",
+        help="Of a quantised model: int64 (the bits of float32, for 310P, float16), or float32.  [default: as it is]",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: what became of each tensor.")]
 
 
@@ -74,13 +82,14 @@ def convert(
     drop: Drop = [],  # noqa: B006 - typer copies it
     max_shard_size: MaxShard = "5GB",
     allow_nonfinite: AllowNonfinite = False,
+    deq_scale: DeqScale = None,
     json: Json = False,
 ) -> None:
     """Write a whole model under other names, in another format or dtype."""
     from llmbench.cli import _weights
 
     source = _weights.Source(model, layout, config, strategy, tuple(drop))
-    target = _weights.target(to, format, dtype, max_shard_size, allow_nonfinite)
+    target = _weights.target(to, format, dtype, max_shard_size, allow_nonfinite, deq_scale)
     _weights.convert(source, out, target, json)
 
 
@@ -97,13 +106,14 @@ def shard(
     config: Config = None,
     drop: Drop = [],  # noqa: B006
     allow_nonfinite: AllowNonfinite = False,
+    deq_scale: DeqScale = None,
     json: Json = False,
 ) -> None:
-    """Cut a model into folders rank_0, rank_1, … with a strategy.json that says how."""
+    """Cut a model, quantised or not, into folders rank_0, rank_1, … with a strategy.json that says how."""
     from llmbench.cli import _weights
 
     source = _weights.Source(model, layout, config, None, tuple(drop))
-    target = _weights.target(to, format, dtype, None, allow_nonfinite)
+    target = _weights.target(to, format, dtype, None, allow_nonfinite, deq_scale)
     _weights.shard(source, out, ranks, target, vocabulary, json)
 
 

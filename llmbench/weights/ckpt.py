@@ -22,7 +22,14 @@ import numpy as np
 from llmbench.errors import InputError
 from llmbench.weights.tensors import STORED, Bits, Tensor
 
-DTYPES = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
+DTYPES = {
+    "Float32": "float32",
+    "Float16": "float16",
+    "BFloat16": "bfloat16",
+    "Int8": "int8",
+    "Int32": "int32",
+    "Int64": "int64",
+}
 """What MindSpore calls the dtypes that can be read."""
 
 _NAMES = {name: theirs for theirs, name in DTYPES.items()}
@@ -88,7 +95,7 @@ class Checkpoint:
         return DTYPES.get(stored, stored.lower())
 
     def rows(self, name: str, start: int, stop: int) -> Bits:
-        """[stop - start, ...]: rows of a tensor as stored. Raises InputError for other than f32, f16, bf16."""
+        """[stop - start, ...]: rows of a tensor as stored. Raises InputError for a dtype that is not read."""
         entry = self._entries[name]
         if entry.dtype not in DTYPES:
             raise InputError(f"{self._path}: {name}: stored as {entry.dtype}; readable: {', '.join(DTYPES.values())}")

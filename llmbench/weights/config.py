@@ -10,14 +10,23 @@ import msgspec
 from llmbench import config as settings
 from llmbench import plugins
 from llmbench.errors import ConfigError, InputError
+from llmbench.weights import quantised
+from llmbench.weights.quantised import Kind
 
 Architecture = Literal["llama", "qwen2"]
+
+NORM_BIAS = "norm_bias"
+"""The key of config.json by which we say that the norms have biases; Hugging Face has no such models."""
 
 _ARCHITECTURES: dict[str, Architecture] = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The shape of a decoder. `attention_bias` is of q, k, v only (Qwen2); `dtype` is that of the stored weights."""
+    """The shape of a decoder. `attention_bias` is of q, k, v only (Qwen2); `dtype` is that of the stored float weights.
+
+    `quantised` has the kind of each linear that is of 8 bits, by its name without ".weight"; `norm_bias`: the two norms
+    of a layer have a bias, and so have q, k, v, gate and up; `kv_cache` is what keys and values are stored as.
+    """
 
     architecture: Architecture
     hidden_size: int
@@ -35,15 +44,48 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     bos_id: int | None
     eos_ids: tuple[int, ...]
     dtype: str
+    quantised: dict[str, Kind] = {}
+    norm_bias: bool = False
+    kv_cache: Literal["int8"] | None = None
 
     @property
     def num_parameters(self) -> int:
-        """How many weights the model has."""
-        return sum(math.prod(shape) for shape in expected_shapes(self).values())
+        """How many weights the model has; what belongs to quantisation is none."""
+        return sum(math.prod(shape) for shape in _float_tensors(self).values())
+
+
+def float_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor as an engine sees it that knows of no quantisation: each W8A8 linear has a float bias."""
+    found = _float_tensors(config)
+    for linear, kind in config.quantised.items():
+        if kind != "W8A16":
+            found[f"{linear}.bias"] = found[f"{linear}.weight"][:1]
+    return found
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the architecture, by its Hugging Face name."""
+    """Every tensor of the architecture as it is stored, by its Hugging Face name."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in _float_tensors(config).items():
+        linear, _, part = name.rpartition(".")
+        kind = config.quantised.get(linear)
+        if kind is not None and part == "weight":
+            found |= {f"{linear}.{own}": one for own, one in quantised.shapes(kind, *shape).items()}
+        elif kind in (None, "W8A16"):  # the bias of a W8A8 is in its quant_bias
+            found[name] = shape
+    if config.kv_cache is not None:
+        keys = (config.num_kv_heads * config.head_dim,)
+        for i in range(config.num_layers):
+            found |= {
+                f"model.layers.{i}.self_attn.{part}_proj.kv_cache_{what}": keys
+                for part in "kv"
+                for what in ("scale", "offset")
+            }
+    return found
+
+
+def _float_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of the model that was quantised, or was not."""
     hidden, ffn = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer: dict[str, tuple[int, ...]] = {
@@ -57,8 +99,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj.weight": (ffn, hidden),
         "mlp.down_proj.weight": (hidden, ffn),
     }
-    if config.attention_bias:
+    if config.attention_bias or config.norm_bias:
         layer |= {f"self_attn.{part}_proj.bias": (queries if part == "q" else keys,) for part in "qkv"}
+    if config.norm_bias:
+        layer |= {"input_layernorm.bias": (hidden,), "post_attention_layernorm.bias": (hidden,)}
+        layer |= {"mlp.gate_proj.bias": (ffn,), "mlp.up_proj.bias": (ffn,)}
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
     for i in range(config.num_layers):
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
@@ -123,6 +168,7 @@ def from_hf(raw: dict[str, Any], eos_ids: tuple[int, ...], source: str) -> Model
             "bos_id": raw.get("bos_token_id"),
             "eos_ids": eos_ids,
             "dtype": "float32",
+            "norm_bias": raw.get(NORM_BIAS, False),
         }
     except KeyError as error:
         raise ConfigError(f"{source}: {error.args[0]}: this key is missing") from error

@@ -17,17 +17,18 @@ import msgspec
 import numpy as np
 
 from llmbench.errors import ConfigError, InputError
-from llmbench.weights import ckpt, files, names, shard, strategy
-from llmbench.weights.config import of_rank
+from llmbench.weights import ckpt, files, names, quantised, shard, strategy
+from llmbench.weights.config import NORM_BIAS, ModelConfig, expected_shapes, of_rank
+from llmbench.weights.quantised import DeqForm
 from llmbench.weights.sources import REPORT, Opened
 from llmbench.weights.strategy import Strategy
-from llmbench.weights.tensors import STORED, Tensor, cast, finite
+from llmbench.weights.tensors import FLOATS, Tensor, cast, finite
 
 Container = Literal["safetensors", "ckpt"]
 Progress = Callable[[int, int, str], None]
 """Called before each tensor with the bytes that are written, those that will be, and its name."""
 
-DTYPES = tuple(STORED)
+DTYPES = FLOATS
 MAX_SHARD_BYTES = 5_000_000_000  # what transformers splits at
 
 _COPIED = (
@@ -40,16 +41,19 @@ _COPIED = (
     "merges.txt",
     "LICENSE*",
 )
-_KINDS = {name: kind for kind, name in files.DTYPES.items()}
 _Buffer = bytes | memoryview
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be written; a dtype of None keeps that of each tensor."""
+    """What is to be written; a dtype of None keeps that of each tensor, a deq_scale of None the form of it.
+
+    The dtype is that of what is float; quantised linears keep theirs.
+    """
 
     layout: str
     container: Container = "safetensors"
     dtype: str | None = None
+    deq_scale: DeqForm | None = None
     max_shard_bytes: int = MAX_SHARD_BYTES
     allow_nonfinite: bool = False
 
@@ -74,14 +78,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def convert(opened: Opened, out: Path, target: Target, progress: Progress) -> Report:
     """Write a whole model into a new folder. Raises InputError, and then leaves nothing behind."""
     _check(target)
-    tensors, moved = names.to_layout(_prepared(opened, target), target.layout, opened.config)
     names.check_mergeable(target.layout, opened.config)
+    tensors, moved = names.to_layout(_prepared(opened, target), target.layout, opened.config)
     meter = _Meter(progress, tensors.values())
-    with _new_folder(out, meter.total) as folder:
-        written = _write_whole(folder, tensors, target, meter)
-        _write_rest(folder, opened, target)
+    with new_folder(out, meter.total) as folder:
+        written = _write_whole(folder, tensors, opened.config, target, meter)
+        write_rest(folder, opened, opened.config, target.dtype)
         report = _report(opened, target, moved, tensors.values(), written, None)
-        _write_json(folder / REPORT, msgspec.to_builtins(report))
+        write_json(folder / REPORT, msgspec.to_builtins(report))
     return report
 
 
@@ -106,12 +110,12 @@ def cut(
     everything = [tensor for tensors, _ in ranks for tensor in tensors.values()]
     meter = _Meter(progress, everything)
     written: dict[str, str] = {}
-    with _new_folder(out, meter.total) as folder:
+    with new_folder(out, meter.total) as folder:
         for rank, (tensors, _) in enumerate(ranks):
             name = f"rank_{rank}/" + (f"checkpoint_{rank}.ckpt" if target.container == "ckpt" else files.SINGLE)
             (folder / name).parent.mkdir()
             written[name] = _write_one(folder / name, tensors, target, meter)
-        _write_rest(folder, opened, target)
+        write_rest(folder, opened, opened.config, target.dtype)
         found = Strategy(
             format=strategy.FORMAT,
             world_size=num_ranks,
@@ -120,9 +124,9 @@ def cut(
             params=how,
             files=written,
         )
-        _write_json(folder / strategy.FILE, msgspec.to_builtins(found))
+        write_json(folder / strategy.FILE, msgspec.to_builtins(found))
         report = _report(opened, target, ranks[0][1], everything, written, num_ranks)
-        _write_json(folder / REPORT, msgspec.to_builtins(report))
+        write_json(folder / REPORT, msgspec.to_builtins(report))
     return report
 
 
@@ -139,7 +143,10 @@ def _prepared(opened: Opened, target: Target) -> dict[str, Tensor]:
     for name, tensor in opened.tensors.items():
         own = f"{opened.name}: {' '.join(opened.moved[name])}"
         looked_at = tensor if target.allow_nonfinite else finite(tensor, own)
-        found[name] = looked_at if target.dtype is None else cast(looked_at, target.dtype, own)
+        if name.rpartition(".")[0] in opened.config.quantised or "kv_cache_" in name:
+            found[name] = quantised.in_form(name, looked_at, target.deq_scale)
+        else:
+            found[name] = looked_at if target.dtype is None else cast(looked_at, target.dtype, own)
     return found
 
 
@@ -159,7 +166,7 @@ class _Meter:
 
 
 @contextlib.contextmanager
-def _new_folder(out: Path, num_bytes: int) -> Iterator[Path]:
+def new_folder(out: Path, num_bytes: int) -> Iterator[Path]:
     """A folder beside `out`, which becomes it when all is written. Raises InputError when it cannot be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: there is something in it already; choose a new folder")
@@ -180,21 +187,24 @@ def _new_folder(out: Path, num_bytes: int) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_whole(folder: Path, tensors: Mapping[str, Tensor], target: Target, meter: _Meter) -> dict[str, str]:
+def _write_whole(
+    folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig, target: Target, meter: _Meter
+) -> dict[str, str]:
     """All tensors in one file or several, with an index; the sha256 of each."""
     if target.container == "ckpt":
         return {"model.ckpt": _write_one(folder / "model.ckpt", tensors, target, meter)}
     parts = _parts(tensors, target.max_shard_bytes)
-    paths = [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
+    stem = quantised.weights_stem(config.quantised)
+    paths = [f"{stem}-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     if len(parts) == 1:
-        paths = [files.SINGLE]
+        paths = [f"{stem}.safetensors"]
     written = {name: _write_one(folder / name, part, target, meter) for name, part in zip(paths, parts, strict=True)}
     places = {tensor: name for name, part in zip(paths, parts, strict=True) for tensor in part}
     if names.layout(target.layout).mindspore:
-        _write_json(folder / files.NAME_MAP, places)
+        write_json(folder / files.NAME_MAP, places)
     elif len(parts) > 1:
         size = {"total_size": sum(tensor.num_bytes for tensor in tensors.values())}
-        _write_json(folder / files.INDEX, {"metadata": size, "weight_map": places})
+        write_json(folder / f"{stem}{files.INDEX_END}", {"metadata": size, "weight_map": places})
     return written
 
 
@@ -231,29 +241,30 @@ def _checkpoint(tensors: Mapping[str, Tensor], meter: _Meter) -> Iterator[_Buffe
 
 
 def _safetensors(tensors: Mapping[str, Tensor], framework: str, meter: _Meter) -> Iterator[_Buffer]:
-    """The bytes of a safetensors file: its header, padded so that what follows is aligned, and the tensors."""
-    # wide dtypes first, so that each is aligned
-    order = sorted(tensors, key=lambda name: -STORED[tensors[name].dtype].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": framework}}
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        start, end = end, end + tensor.num_bytes
-        header[name] = {"dtype": _KINDS[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in order:
+    """The bytes of a safetensors file: its head, and the tensors."""
+    head, starts = files.head({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, framework)
+    yield head
+    for name in starts:
         for _, block in meter.through(name, tensors[name]).blocks():
             yield np.ascontiguousarray(block).data.cast("B")
 
 
-def _write_rest(folder: Path, opened: Opened, target: Target) -> None:
-    """config.json, with the dtype that the weights have now, and what the source has of a tokenizer."""
+def write_rest(folder: Path, opened: Opened, config: ModelConfig, dtype: str | None = None) -> None:
+    """config.json, with the dtype that the weights have now, a description, and what the source has of a tokenizer.
+
+    `config` is that of what is written, and need not be that of what is open.
+    """
     raw = opened.raw
-    if target.dtype is not None:
-        raw = raw | {"dtype" if "dtype" in raw else "torch_dtype": target.dtype}
-    _write_json(folder / "config.json", raw)
+    if dtype is not None:
+        raw = raw | {"dtype" if "dtype" in raw else "torch_dtype": dtype}
+    if config.norm_bias:
+        raw = raw | {NORM_BIAS: True}
+    if config.quantised:
+        raw = raw | {"quantize": quantised.model_kind(config.quantised).lower()}  # the key that MindIE asks for
+    if config.quantised or config.kv_cache is not None:
+        described = quantised.describe(list(expected_shapes(config)), config.quantised, config.kv_cache)
+        write_json(folder / quantised.description_name(config.quantised), described)
+    write_json(folder / "config.json", raw)
     sources = [] if opened.tokenizer_path is None else [opened.tokenizer_path]
     if opened.folder is not None:
         sources += [path for pattern in _COPIED for path in sorted(opened.folder.glob(pattern)) if path.is_file()]
@@ -286,5 +297,6 @@ def _report(
     )
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that people can read."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

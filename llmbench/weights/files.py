@@ -18,12 +18,14 @@ from llmbench.weights.tensors import STORED, Bits
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+INDEX_END = ".safetensors.index.json"  # of quantised models it begins otherwise
 NAME_MAP = "param_name_map.json"
 """What MindFormers calls the index: the file of each tensor, without anything around it."""
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "I32": "int32", "I64": "int64"}
 """What safetensors calls the dtypes that can be read."""
 
+_KINDS = {name: kind for kind, name in DTYPES.items()}
 _PICKLES = (".bin", ".pth", ".pt", ".pkl")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
@@ -67,7 +69,7 @@ class Safetensors:
         return DTYPES.get(stored, stored.lower())
 
     def rows(self, name: str, start: int, stop: int) -> Bits:
-        """[stop - start, ...]: rows of a tensor as stored. Raises InputError for other than f32, f16, bf16."""
+        """[stop - start, ...]: rows of a tensor as stored. Raises InputError for a dtype that is not read."""
         entry = self._entry(name)
         if entry.dtype not in DTYPES:
             raise InputError(f"{entry.path}: {name}: stored as {entry.dtype}; readable: {', '.join(DTYPES.values())}")
@@ -95,9 +97,9 @@ def open_folder(folder: Path) -> Weights:
     """The weights in a folder, single or sharded. Raises InputError when there are none, or more than one set."""
     if (folder / SINGLE).exists():
         return Safetensors([folder / SINGLE])
-    for index in (INDEX, NAME_MAP):
-        if (folder / index).exists():
-            return _open_sharded(folder / index)
+    for index in (*sorted(folder.glob(f"*{INDEX_END}")), folder / NAME_MAP):
+        if index.exists():
+            return _open_sharded(index)
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return Safetensors(found)
@@ -124,6 +126,25 @@ def open_file(path: Path) -> Weights:
     if path.suffix == ".ckpt":
         return Checkpoint(path)
     raise InputError(f"{path}: not a folder but a file, and neither *.safetensors nor *.ckpt")
+
+
+def head(tensors: Mapping[str, tuple[str, tuple[int, ...]]], framework: str) -> tuple[bytes, dict[str, int]]:
+    """The head of a safetensors file of these tensors, (dtype, shape) each, and where each of them begins.
+
+    It is padded so that what follows is aligned; wide dtypes come first, so that each tensor is.
+    """
+    order = sorted(tensors, key=lambda name: -STORED[tensors[name][0]].itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": framework}}
+    starts: dict[str, int] = {}
+    end = 0
+    for name in order:
+        dtype, shape = tensors[name]
+        starts[name], end = end, end + math.prod(shape) * STORED[dtype].itemsize
+        header[name] = {"dtype": _KINDS[dtype], "shape": shape, "data_offsets": [starts[name], end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    found = len(text).to_bytes(8, "little") + text
+    return found, {name: len(found) + start for name, start in starts.items()}
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -168,7 +189,7 @@ def _open_sharded(index: Path) -> Safetensors:
     folder = index.parent
     try:
         places = json.loads(index.read_text(encoding="utf-8"))
-        places = dict(places["weight_map"] if index.name == INDEX else places)
+        places = dict(places if index.name == NAME_MAP else places["weight_map"])
         files = sorted({str(shard) for shard in places.values()})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index}: cannot read its weight_map ({error!r})") from error

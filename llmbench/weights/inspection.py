@@ -9,17 +9,17 @@ import msgspec
 
 from llmbench.errors import InputError
 from llmbench.weights import config as shapes
-from llmbench.weights import files, names, strategy
+from llmbench.weights import files, names, quantised, strategy
 from llmbench.weights.config import ModelConfig
 from llmbench.weights.model import of_weights
-from llmbench.weights.sources import How, Opened, check_dtypes, open_weights
+from llmbench.weights.sources import How, Opened, check_dtypes, open_weights, shape_of
 from llmbench.weights.tensors import Tensor, of
 
 _GROUPS = (
     ("embeddings", r"model\.embed_tokens\..*"),
     ("attention", r".*\.self_attn\..*"),
     ("mlp", r".*\.mlp\..*"),
-    ("norms", r".*norm\.weight"),
+    ("norms", r".*norm\.(weight|bias)"),
     ("head", r"lm_head\..*"),
 )
 
@@ -39,6 +39,19 @@ class Ranks(msgspec.Struct, frozen=True, kw_only=True):
     world_size: int
     rank: int | None
     modes: dict[str, int]
+
+
+class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a model has 8 bits: the kind of each quantised linear, and the linears and whole layers that are float.
+
+    A layer is float, as the ATB guide counts, when one of its linears is.
+    """
+
+    kinds: dict[str, str]
+    float_linears: list[str]
+    float_layers: list[int]
+    norm_bias: bool
+    kv_cache: str | None
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +76,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     tied: bool
     groups: list[Group]
+    quantisation: Quantisation | None
     ranks: Ranks | None
     dropped: dict[str, str]
     fingerprint: str | None
@@ -86,10 +100,10 @@ def _of_rank(folder: Path, rank: int, how: How) -> Inspection:
     cut = strategy.read(home / strategy.FILE)
     if rank >= cut.world_size:
         raise InputError(f"{folder}: {home / strategy.FILE} is of {cut.world_size} ranks; is it that of another cut?")
-    _, config = shapes.from_file(how.config or home / "config.json")
+    config = shape_of(home, how).config
     weights = files.open_folder(folder)
     found = names.from_layout(of(weights), cut.layout, shapes.of_rank(config, cut.world_size))
-    check_dtypes(weights.source, found.tensors, found.moved)
+    check_dtypes(weights.source, found.tensors, found.moved, config)
     opened = Opened(
         name=str(folder),
         folder=home,
@@ -134,9 +148,22 @@ def _inspection(
         vocab_size=config.vocab_size,
         tied=config.tie_embeddings,
         groups=[_group(name, pattern, tensors) for name, pattern in _GROUPS],
+        quantisation=_quantisation(config),
         ranks=ranks,
         dropped=opened.dropped,
         fingerprint=fingerprint,
+    )
+
+
+def _quantisation(config: ModelConfig) -> Quantisation | None:
+    if not config.quantised and config.kv_cache is None:
+        return None
+    return Quantisation(
+        kinds=dict(config.quantised),
+        float_linears=quantised.float_linears(config.quantised, config.num_layers),
+        float_layers=quantised.float_layers(config.quantised, config.num_layers),
+        norm_bias=config.norm_bias,
+        kv_cache=config.kv_cache,
     )
 
 

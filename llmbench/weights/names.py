@@ -1,7 +1,8 @@
 """What the tensors of Llama and Qwen2 are called elsewhere, and how some of them are merged there.
 
-Every name is a template: {n} is the number of a layer, {part} is weight or bias, and all else is meant literally, so
-that no name is taken for another that it is a part of. Values keep their layout [out, in]; nothing is transposed.
+Every name is a template: {n} is the number of a layer, {part} is weight, bias, or a part of what is quantised, and all
+else is meant literally, so that no name is taken for another that it is a part of. Values keep their layout [out, in];
+nothing is transposed.
 """
 
 import re
@@ -14,6 +15,7 @@ import msgspec
 from llmbench import plugins
 from llmbench.errors import InputError
 from llmbench.weights.config import ModelConfig
+from llmbench.weights.quantised import KV_PARTS, PARTS
 from llmbench.weights.tensors import Tensor, halves_apart, interleaved, uninterleaved
 
 Groups = Literal["whole", "kv_heads", "rows"]
@@ -50,10 +52,11 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
     left: list[str]
 
 
+_PARTS = "|".join(("weight", "bias", *PARTS, *KV_PARTS))
 _LAYER = "model.layers.{n}."
 _ATTENTION, _MLP = _LAYER + "self_attn.", _LAYER + "mlp."
 _QKV = (_ATTENTION + "q_proj.{part}", _ATTENTION + "k_proj.{part}", _ATTENTION + "v_proj.{part}")
-_GATE_UP = (_MLP + "gate_proj.weight", _MLP + "up_proj.weight")
+_GATE_UP = (_MLP + "gate_proj.{part}", _MLP + "up_proj.{part}")
 _INV_FREQ = _ATTENTION + "rotary_emb.inv_freq"
 
 _ENDS = (
@@ -63,16 +66,16 @@ _ENDS = (
 )
 _SHARED = (  # what the legacy layout has in one piece whether or not the others are merged
     (_ATTENTION + "o_proj.{part}", _LAYER + "attention.wo.{part}"),
-    (_MLP + "down_proj.weight", _LAYER + "feed_forward.w2.weight"),
-    (_LAYER + "input_layernorm.weight", _LAYER + "attention_norm.weight"),
-    (_LAYER + "post_attention_layernorm.weight", _LAYER + "ffn_norm.weight"),
+    (_MLP + "down_proj.{part}", _LAYER + "feed_forward.w2.{part}"),
+    (_LAYER + "input_layernorm.{part}", _LAYER + "attention_norm.{part}"),
+    (_LAYER + "post_attention_layernorm.{part}", _LAYER + "ffn_norm.{part}"),
 )
 _APART = (
     (_QKV[0], _LAYER + "attention.wq.{part}"),
     (_QKV[1], _LAYER + "attention.wk.{part}"),
     (_QKV[2], _LAYER + "attention.wv.{part}"),
-    (_GATE_UP[0], _LAYER + "feed_forward.w1.weight"),
-    (_GATE_UP[1], _LAYER + "feed_forward.w3.weight"),
+    (_GATE_UP[0], _LAYER + "feed_forward.w1.{part}"),
+    (_GATE_UP[1], _LAYER + "feed_forward.w3.{part}"),
 )
 
 
@@ -87,11 +90,11 @@ def _mcore(up: str) -> tuple[tuple[str, str], ...]:
         ("model.embed_tokens.weight", "embedding.word_embeddings.weight"),
         *((_ATTENTION + f"{x}_proj.{{part}}", attention + f"linear_{x}.{{part}}") for x in "qkv"),
         (_ATTENTION + "o_proj.{part}", attention + "linear_proj.{part}"),
-        (_GATE_UP[0], mlp + "gating.weight"),
-        (_GATE_UP[1], mlp + f"{up}.weight"),
-        (_MLP + "down_proj.weight", mlp + "linear_fc2.weight"),
-        (_LAYER + "input_layernorm.weight", layer + "input_layernorm.weight"),
-        (_LAYER + "post_attention_layernorm.weight", layer + "pre_mlp_layernorm.weight"),
+        (_GATE_UP[0], mlp + "gating.{part}"),
+        (_GATE_UP[1], mlp + f"{up}.{{part}}"),
+        (_MLP + "down_proj.{part}", mlp + "linear_fc2.{part}"),
+        (_LAYER + "input_layernorm.{part}", layer + "input_layernorm.{part}"),
+        (_LAYER + "post_attention_layernorm.{part}", layer + "pre_mlp_layernorm.{part}"),
         ("model.norm.weight", "decoder.final_layernorm.weight"),
         ("lm_head.weight", "output_layer.weight"),
     )
@@ -100,7 +103,7 @@ def _mcore(up: str) -> tuple[tuple[str, str], ...]:
 def _merged(qkv: Groups, gate_up: Groups) -> tuple[Merged, ...]:
     return (
         Merged(_QKV, _LAYER + "attention.w_qkv.{part}", qkv),
-        Merged(_GATE_UP, _LAYER + "feed_forward.w_gate_hidden.weight", gate_up),
+        Merged(_GATE_UP, _LAYER + "feed_forward.w_gate_hidden.{part}", gate_up),
     )
 
 
@@ -226,7 +229,12 @@ def num_groups(rule: Merged, config: ModelConfig) -> int:
 
 
 def check_mergeable(name: str, config: ModelConfig) -> None:
-    """Raise InputError when MindFormers could not take the merged tensors of this layout apart."""
+    """Raise InputError when the tensors of this model are not to be merged as this layout merges them."""
+    if layout(name).merged and (config.quantised or config.kv_cache):
+        raise InputError(
+            f"layout {name}: the tensors of a quantised model are not merged, since each has scales of its own;"
+            " use --to hf or --to legacy"
+        )
     if layout(name).merged and config.head_dim * config.num_heads != config.hidden_size:
         raise InputError(
             f"layout {name}: MindFormers takes heads of hidden_size / num_heads ="
@@ -281,5 +289,5 @@ def _match(template: str, name: str) -> dict[str, str] | None:
 def pattern(template: str) -> re.Pattern[str]:
     """The regular expression of a template."""
     text = re.escape(template)
-    text = text.replace(r"\{n\}", r"(?P<n>0|[1-9][0-9]*)").replace(r"\{part\}", "(?P<part>weight|bias)")
+    text = text.replace(r"\{n\}", r"(?P<n>0|[1-9][0-9]*)").replace(r"\{part\}", f"(?P<part>{_PARTS})")
     return re.compile(text)

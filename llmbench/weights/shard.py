@@ -2,7 +2,8 @@
 
 Column-parallel matrices are cut along their outputs, row-parallel ones along their inputs, so that a layer needs one
 sum over the ranks behind attention and one behind its MLP. Heads stay whole; where there are fewer key-value heads than
-ranks, each is held by several ranks, as MindIE does.
+ranks, each is held by several ranks, as MindIE does. What belongs to the outputs of a quantised linear is cut as they
+are; what is of its inputs as a whole, every rank has, and a bias that is added to a sum over the ranks, rank 0 alone.
 """
 
 from typing import Literal
@@ -14,7 +15,7 @@ from llmbench.weights import strategy
 from llmbench.weights.config import ModelConfig, expected_shapes, of_rank
 from llmbench.weights.model import Model
 from llmbench.weights.strategy import Cut, Part
-from llmbench.weights.tensors import Tensor, Tensors, padded, piece
+from llmbench.weights.tensors import Tensor, Tensors, padded, piece, zeros
 
 Unit = Literal["heads", "kv_heads", "ffn", "vocabulary"]
 
@@ -37,7 +38,9 @@ RULES: dict[str, Rule] = {
     "embed_tokens": Rule(0, "vocabulary"),
     "lm_head": Rule(0, "vocabulary"),
 }
-"""By the second to last part of a tensor's name, biases as their weights; every rank has the others whole."""
+"""By the second to last part of a tensor's name; every rank has the others whole."""
+
+_OF_THE_WHOLE = ("input_scale", "input_offset")  # of a linear's parts, what is not of each output
 
 
 def part(name: str, config: ModelConfig, rank: int, num_ranks: int) -> Part:
@@ -58,7 +61,7 @@ def cuts(config: ModelConfig, num_ranks: int, cut_vocabulary: bool = True) -> di
     for name, shape in expected_shapes(config).items():
         rule = _rule(name)
         if rule is None or (rule.unit == "vocabulary" and not cut_vocabulary):
-            found[name] = Cut(shape, None, "replicate")
+            found[name] = Cut(shape, None, "rank0_only" if name.endswith(strategy.ADDED_ONCE) else "replicate")
         else:
             _, num_parts = _parts(rule.unit, config, num_ranks)
             found[name] = Cut(shape, rule.axis, "split" if num_parts == num_ranks else "head_replicate", num_parts)
@@ -68,7 +71,7 @@ def cuts(config: ModelConfig, num_ranks: int, cut_vocabulary: bool = True) -> di
 def _rule(name: str) -> Rule | None:
     layer, kind = name.split(".")[-2:]
     rule = RULES.get(layer)
-    if rule is None or (rule.axis == 1 and kind == "bias"):  # a sum over the ranks has its bias added once
+    if rule is None or kind in _OF_THE_WHOLE or (rule.axis == 1 and kind != "weight"):
         return None
     return rule
 
@@ -126,5 +129,6 @@ def pieces(tensors: dict[str, Tensor], how: dict[str, Cut], rank: int, num_ranks
     found = {}
     for name, tensor in tensors.items():
         own = how[name].part(rank, num_ranks)
-        found[name] = piece(tensor, own.axis, own.start, own.stop)
+        absent = how[name].mode == "rank0_only" and rank > 0
+        found[name] = zeros(tensor) if absent else piece(tensor, own.axis, own.start, own.stop)
     return found

@@ -1,7 +1,8 @@
 """Weights of any kind, opened: their shape, and their tensors under Hugging Face names, none of them read.
 
 What is read: `embedded`, `random:<preset>`, a Hugging Face folder, a folder or file for MindSpore (.ckpt or
-safetensors, in any layout of `names`), Meta's folder, and a folder of ranks with its strategy.
+safetensors, in any layout of `names`), Meta's folder, the ATB guide's dictionaries of a quantised model, and a folder
+of ranks with its strategy. A description beside the weights says which of them are quantised.
 """
 
 import re
@@ -17,10 +18,10 @@ from llmbench.errors import ConfigError, InputError
 from llmbench.weights import _presets as presets
 from llmbench.weights import _random as random
 from llmbench.weights import config as shapes
-from llmbench.weights import files, meta, names, strategy
+from llmbench.weights import files, guide, meta, names, quantised, strategy
 from llmbench.weights.config import ModelConfig, check_shapes, expected_shapes
 from llmbench.weights.strategy import Strategy
-from llmbench.weights.tensors import STORED, Tensor, equal, of
+from llmbench.weights.tensors import Tensor, equal, of
 
 REPORT = "conversion.json"
 """What a conversion leaves beside its weights; its `layout` is that of the folder."""
@@ -111,9 +112,29 @@ def _open_folder(name: str, folder: Path, how: How) -> Opened:
             f"{folder}: there is rank_0, but no {strategy.FILE} that says how the model lies on the ranks;"
             " give one with --strategy FILE, or take what the shapes show with --strategy auto"
         )
+    if guide.is_there(folder):
+        return _open_guide(name, folder, how)
     if meta.paths(folder):
         return _open_meta(name, folder, how)
     return _named(name, folder, how, files.open_folder)
+
+
+def _open_guide(name: str, folder: Path, how: How) -> Opened:
+    """A quantised model of which the dictionaries have the linears, and anti_weight all that is float."""
+    home = folder / guide.FLOAT_FOLDER
+    if not home.is_dir():
+        raise InputError(f"{home}: no such folder; beside {guide.WEIGHTS} it has the model as it is in float")
+    plain = _open_folder(name, home, how)
+    found = guide.read(folder)
+    config = msgspec.structs.replace(plain.config, quantised=found.kinds, kv_cache=found.kv_cache)
+    opened = msgspec.structs.replace(
+        plain,
+        config=config,
+        container="npy",
+        tensors=plain.tensors | found.tensors,
+        moved=plain.moved | found.moved,
+    )
+    return _checked(opened, how.strict)
 
 
 class _Files(NamedTuple):
@@ -125,7 +146,7 @@ class _Files(NamedTuple):
     source: str
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     """config.json, what it says, and the folder where it lies, in which the tokenizer is, too."""
 
     raw: dict[str, Any]
@@ -136,7 +157,7 @@ class _Shape(NamedTuple):
 def _named(name: str, path: Path, how: How, opener: Callable[[Path], files.Weights]) -> Opened:
     """Weights in one set of files, in a layout that they show."""
     folder = path if path.is_dir() else path.parent
-    shape = _shape(folder, how)  # first: every other message would be about a symptom
+    shape = shape_of(folder, how)  # first: every other message would be about a symptom
     weights = opener(path)
     layout = how.layout or _recorded(folder) or names.detect(weights.names(), weights.source)
     return _whole(name, shape, _Files(of(weights), layout, weights.container, weights.source), how)
@@ -145,17 +166,18 @@ def _named(name: str, path: Path, how: How, opener: Callable[[Path], files.Weigh
 def _open_meta(name: str, folder: Path, how: How) -> Opened:
     raw, config, tensors = meta.read(folder)
     given = how.config is not None or (folder / "config.json").exists()
-    shape = _shape(folder, how) if given else _Shape(raw, config, folder)
+    shape = shape_of(folder, how) if given else Shape(raw, config, folder)
     return _whole(name, shape, _Files(tensors, "meta", "pth", str(folder)), how)
 
 
-def _whole(name: str, shape: _Shape, found: _Files, how: How) -> Opened:
+def _whole(name: str, shape: Shape, found: _Files, how: How) -> Opened:
     named = names.from_layout(found.tensors, found.layout, shape.config)
+    has_norm_bias = any(own.endswith("layernorm.bias") for own in named.tensors)  # of others, whose config is silent
     opened = Opened(
         name=name,
         folder=shape.home,
         raw=shape.raw,
-        config=shape.config,
+        config=msgspec.structs.replace(shape.config, norm_bias=shape.config.norm_bias or has_norm_bias),
         tokenizer_path=_vocabulary(shape.home),
         container=found.container,
         layout=found.layout,
@@ -168,7 +190,7 @@ def _whole(name: str, shape: _Shape, found: _Files, how: How) -> Opened:
 
 def _open_ranks(name: str, folder: Path, how: How) -> Opened:
     """The whole model out of folders rank_0, rank_1, …, as a strategy says or as the shapes of the parts do."""
-    shape = _shape(folder, how)
+    shape = shape_of(folder, how)
     expected = expected_shapes(shape.config)
     if how.infer:
         ranks = _ranks(_all_ranks(folder), None, shape.config, how)
@@ -247,8 +269,8 @@ def _all_ranks(folder: Path) -> list[Path]:
     return folders
 
 
-def _shape(folder: Path, how: How) -> _Shape:
-    """What config.json says."""
+def shape_of(folder: Path, how: How) -> Shape:
+    """What config.json says, and the description of a quantised model beside the weights."""
     path = folder / "config.json" if how.config is None else how.config
     if path.is_dir():
         path /= "config.json"
@@ -258,7 +280,10 @@ def _shape(folder: Path, how: How) -> _Shape:
             " what shape it has; put it there, or say where it is (llmbench weights: --config)"
         )
     raw, config = shapes.from_file(path)
-    return _Shape(raw, config, path.parent)
+    found = quantised.read_description(folder)
+    if found is not None:
+        config = msgspec.structs.replace(config, quantised=found.kinds, kv_cache=found.kv_cache)
+    return Shape(raw, config, path.parent)
 
 
 def _vocabulary(folder: Path) -> Path | None:
@@ -309,7 +334,10 @@ def _checked(opened: Opened, strict: bool) -> Opened:
     config, expected = opened.config, expected_shapes(opened.config)
     check_shapes(opened.name, expected, {name: tensor.shape for name, tensor in opened.tensors.items()})
     found = {name: opened.tensors[name] for name in expected}
-    check_dtypes(f"model {opened.name}", found, opened.moved)
+    check_dtypes(f"model {opened.name}", found, opened.moved, config)
+    kinds = config.quantised
+    ranges = {name: quantised.input_range(found, name) for name, kind in kinds.items() if kind != "W8A16"}
+    quantised.check_shared(f"model {opened.name}", ranges)
     dropped = dict(opened.dropped)
     for name, tensor in opened.tensors.items() if strict else ():
         own = " ".join(opened.moved.get(name, (name,)))
@@ -320,24 +348,35 @@ def _checked(opened: Opened, strict: bool) -> Opened:
                     " tie_word_embeddings: true; set it to false if the model has a head of its own"
                 )
             dropped[own] = "the embeddings once more: tie_word_embeddings"
+        elif name.endswith(".bias") and name.removesuffix(".bias") in ranges:
+            dropped[own] = "in its quant_bias"
         elif name not in expected:
             raise InputError(f"model {opened.name}: tensor {own}: {_why_not(name, config)}")
     config = msgspec.structs.replace(config, dtype=found[EMBEDDING].dtype)
     return msgspec.structs.replace(opened, config=config, tensors=found, dropped=dropped)
 
 
-def check_dtypes(source: str, tensors: Mapping[str, Tensor], moved: Mapping[str, names.Moved]) -> None:
-    """Raise InputError for a tensor of a dtype that cannot be read."""
+def check_dtypes(
+    source: str, tensors: Mapping[str, Tensor], moved: Mapping[str, names.Moved], config: ModelConfig
+) -> None:
+    """Raise InputError for a tensor of a dtype that cannot be read, or that its kind of tensor has not."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in STORED:
+        readable = quantised.dtypes(name, config.quantised)
+        if tensor.dtype not in readable:
             own = " ".join(moved[name])
-            raise InputError(f"{source}: tensor {own}: stored as {tensor.dtype}; readable: {', '.join(STORED)}")
+            known = ", ".join(readable)
+            hint = (
+                "; of a quantised model a quant_model_description_w8a8.json says so" if tensor.dtype == "int8" else ""
+            )
+            raise InputError(f"{source}: tensor {own}: stored as {tensor.dtype}; readable: {known}{hint}")
 
 
 def _why_not(name: str, config: ModelConfig) -> str:
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     if layer and int(layer[1]) >= config.num_layers:
         return f"config.json has num_hidden_layers: {config.num_layers}"
+    if name.rpartition(".")[2] in quantised.PARTS:
+        return "of a quantised model, but no description beside it (quant_model_description_w8a8.json) says that it is"
     if name.endswith(".bias") and config.architecture == "llama":
         return "a Llama has no biases; is it a Qwen2 (config.json: architectures)?"
     return f"a {config.architecture} model has no such tensor"

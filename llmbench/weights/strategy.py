@@ -23,6 +23,9 @@ FILE = "strategy.json"
 FORMAT = "llmbench-strategy-1"
 Mode = Literal["split", "replicate", "head_replicate", "rank0_only"]
 
+ADDED_ONCE = tuple(f"{linear}_proj.{part}" for linear in ("o", "down") for part in ("bias", "quant_bias"))
+"""The ends of the names of biases behind a sum over the ranks."""
+
 _READ_BYTES = 16 << 20
 
 
@@ -104,8 +107,9 @@ def infer(
     """The strategy that the shapes of the parts show, of ranks that others have cut.
 
     A part is shorter than the whole along one axis, so that there is one answer. Which ranks hold copies is not seen in
-    shapes: neighbours are taken for it, and `join` finds out when they are not the same. Raises InputError for a tensor
-    that a rank has not, and for parts that do not make the whole.
+    shapes: neighbours are taken for it, and `join` finds out when they are not the same. A bias behind a sum over
+    the ranks is taken to be on rank 0 alone. Raises InputError for a tensor that a rank has not, and for parts that do
+    not make the whole.
     """
     params = {}
     for name, shape in shapes.items():
@@ -113,7 +117,7 @@ def infer(
             if name not in tensors:
                 raise InputError(f"{source}: tensor {name} is missing")
         there = [tensors[name].shape for tensors in ranks]
-        cut = next((cut for cut in _possible(shape, len(ranks)) if _shows(cut, there)), None)
+        cut = next((cut for cut in _possible(name, shape, len(ranks)) if _shows(cut, there)), None)
         if cut is None:
             parts = ", ".join(str(list(part)) for part in there)
             raise InputError(f"{sources[0]}: tensor {name}: parts of {parts} do not make {list(shape)}")
@@ -121,8 +125,8 @@ def infer(
     return Strategy(format=FORMAT, world_size=len(ranks), architecture=architecture, layout=layout, params=params)
 
 
-def _possible(shape: tuple[int, ...], world_size: int) -> Iterator[Cut]:
-    yield Cut(shape, None, "replicate")
+def _possible(name: str, shape: tuple[int, ...], world_size: int) -> Iterator[Cut]:
+    yield Cut(shape, None, "rank0_only" if name.endswith(ADDED_ONCE) else "replicate")
     for axis in range(len(shape)):
         yield Cut(shape, axis, "split", world_size)
     for parts in range(world_size - 1, 1, -1):

@@ -1,6 +1,7 @@
 """Tensors that are read when asked for: cut, joined, regrouped, of another dtype, and never held whole.
 
-Rows are as they are stored: float32, float16, or for bfloat16, which NumPy does not know, its bits as uint16.
+Rows are as they are stored: float32, float16, or for bfloat16, which NumPy does not know, its bits as uint16; what is
+quantised has integers.
 """
 
 import math
@@ -21,8 +22,14 @@ STORED: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
+    "int8": np.dtype("i1"),
+    "int32": np.dtype("<i4"),
+    "int64": np.dtype("<i8"),
 }
 """The dtypes that can be read and written, and what their rows are as arrays."""
+
+FLOATS = ("float32", "float16", "bfloat16")
+"""Those of numbers; the others are of quantised weights, and keep their dtype whatever is asked for."""
 
 _BLOCK_ELEMENTS = 1 << 22  # 16 MiB of float32: what streaming a tensor holds at once
 
@@ -161,6 +168,14 @@ def padded(tensor: Tensor, num_rows: int) -> Tensor:
         return np.concatenate([found, missing])
 
     return Tensor(shape=(num_rows, *rest), dtype=tensor.dtype, rows=rows)
+
+
+def zeros(tensor: Tensor) -> Tensor:
+    """As large as a tensor, and of its dtype."""
+    stored, rest = STORED[tensor.dtype], tensor.shape[1:]
+    return Tensor(
+        shape=tensor.shape, dtype=tensor.dtype, rows=lambda start, stop: np.zeros((stop - start, *rest), stored)
+    )
 
 
 def joined(tensors: Sequence[Tensor], axis: int, name: str) -> Tensor:

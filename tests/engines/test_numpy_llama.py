@@ -92,11 +92,14 @@ def reference(model: Model, ids: Ids, rope: type = np.float64) -> Float64:
     cos, sin = (np.tile(f(angles), 2)[:, None] for f in (np.cos, np.sin))
 
     def norm(x: Float64, name: str) -> Float64:
-        return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight[name])
+        scaled = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps)
+        return np.asarray(scaled * weight[name + ".weight"] + weight.get(name + ".bias", 0.0))
+
+    def linear(x: Float64, name: str) -> Float64:
+        return np.asarray(x @ weight[name + ".weight"].T + weight.get(name + ".bias", 0.0))
 
     def heads(x: Float64, name: str) -> Float64:
-        y = x @ weight[name + ".weight"].T + weight.get(name + ".bias", 0.0)
-        return np.asarray(y.reshape(len(x), -1, dim))
+        return linear(x, name).reshape(len(x), -1, dim)
 
     def rotate(x: Float64) -> Float64:
         return np.asarray(x * cos + np.concatenate([-x[..., dim // 2 :], x[..., : dim // 2]], -1) * sin)
@@ -104,19 +107,19 @@ def reference(model: Model, ids: Ids, rope: type = np.float64) -> Float64:
     x = weight["model.embed_tokens.weight"][ids]
     for i in range(config.num_layers):
         layer = f"model.layers.{i}."
-        h = norm(x, layer + "input_layernorm.weight")
+        h = norm(x, layer + "input_layernorm")
         q, k, v = (heads(h, layer + f"self_attn.{p}_proj") for p in "qkv")
         k, v = (np.repeat(y, group, axis=1) for y in (rotate(k), v))
         scores = np.einsum("qhd,khd->hqk", rotate(q), k) / np.sqrt(dim)
         scores += np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
-        x = x + np.einsum("hqk,khd->qhd", shares, v).reshape(len(ids), -1) @ weight[layer + "self_attn.o_proj.weight"].T
-        h = norm(x, layer + "post_attention_layernorm.weight")
-        gate, up = (h @ weight[layer + f"mlp.{p}_proj.weight"].T for p in ("gate", "up"))
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ weight[layer + "mlp.down_proj.weight"].T
+        x = x + linear(np.einsum("hqk,khd->qhd", shares, v).reshape(len(ids), -1), layer + "self_attn.o_proj")
+        h = norm(x, layer + "post_attention_layernorm")
+        gate, up = (linear(h, layer + f"mlp.{p}_proj") for p in ("gate", "up"))
+        x = x + linear(gate / (1 + np.exp(-gate)) * up, layer + "mlp.down_proj")
     head = "model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
-    return np.asarray(norm(x, "model.norm.weight") @ weight[head].T)
+    return np.asarray(norm(x, "model.norm") @ weight[head].T)
 
 
 def step(engine: Engine, tables: npt.NDArray[np.int32], *parts: tuple[Ids, int]) -> Float32:

@@ -138,6 +138,9 @@ def test_a_hugging_face_folder_is_read(tmp_path: Path, config: dict[str, Any]) -
         "bos_id": 1,
         "eos_ids": (2,),
         "dtype": "float16",
+        "quantised": {},
+        "norm_bias": False,
+        "kv_cache": None,
     }
     assert model.tokenizer_path is None
     assert model.tensor("model.norm.weight").tolist() == [0] * 8

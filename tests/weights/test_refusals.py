@@ -381,7 +381,7 @@ CASES: list[tuple[Callable[[Path], Arguments], str]] = [
     (a_layer_too_many, r"model.layers.2.input_layernorm.weight: config.json has num_hidden_layers: 2"),
     (a_bias_of_a_llama, r"q_proj.bias: a Llama has no biases; is it a Qwen2 \(config.json: architectures\)\?"),
     (another_shape, r"lm_head.weight is \[44, 32\], but config.json asks for \[45, 32\]"),
-    (another_dtype, r"lm_head.weight: stored as i8; readable: float32, float16, bfloat16"),
+    (another_dtype, r"lm_head.weight: stored as int8; readable: float32, float16, bfloat16"),
     (a_number_that_is_none, r"model.norm.weight: NaN or infinity at \[0\].*--allow-nonfinite"),
     (a_number_too_large, r"model.norm.weight: its 7.37\d+e\+19 is too large for float16; .*--dtype bfloat16"),
     (a_head_that_is_not_the_tied_embeddings, r"lm_head.weight is not the embeddings, .* set it to false"),
