@@ -56,9 +56,10 @@ class _Cell(nn.Cell):
 class Norm(_Cell):
     """RMSNorm, float32 inside, where there is no operator for it."""
 
-    def __init__(self, weight: Float32, eps: float, dtype: str) -> None:
+    def __init__(self, weight: Float32, eps: float, dtype: str, bias: Float32 | None = None) -> None:
         super().__init__()
         self.weight = _parameter(weight, "float32")
+        self.add = _plus(bias, "float32")
         self.eps = eps
         self.dtype = getattr(ms, dtype)
         self.mean = ops.ReduceMean(True)
@@ -68,20 +69,21 @@ class Norm(_Cell):
     def construct(self, x: Tensor) -> Tensor:
         """x [T, hidden] of any dtype -> [T, hidden]."""
         x = self.cast(x, ms.float32)
-        return self.cast(x * self.rsqrt(self.mean(self.square(x), -1) + self.eps) * self.weight, self.dtype)
+        return self.cast(self.add(x * self.rsqrt(self.mean(self.square(x), -1) + self.eps) * self.weight), self.dtype)
 
 
 class FusedNorm(_Cell):
     """RMSNorm as Ascend's operator."""
 
-    def __init__(self, weight: Float32, eps: float, dtype: str) -> None:
+    def __init__(self, weight: Float32, eps: float, dtype: str, bias: Float32 | None = None) -> None:
         super().__init__()
         self.weight = _parameter(weight, dtype)
+        self.add = _plus(bias, dtype)
         self.norm = auto_generate.RmsNorm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
-        return self.norm(x, self.weight)[0]
+        return self.add(self.norm(x, self.weight)[0])
 
 
 class PlainAttention(_Cell):
@@ -193,11 +195,23 @@ class FusedAttention(_Cell):
 
 
 class Whole(nn.Cell):
-    """What one rank computed is all there is, where it is the only one."""
+    """What is there is all there is: of ranks where there is one, of a sum where nothing is added."""
 
     def construct(self, x: Tensor) -> Tensor:
         """x as it is."""
         return x
+
+
+class Plus(nn.Cell):
+    """A bias that is added."""
+
+    def __init__(self, bias: Float32, dtype: str) -> None:
+        super().__init__()
+        self.bias = _parameter(bias, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [T, n] -> [T, n]."""
+        return x + self.bias
 
 
 class Layer(_Cell):
@@ -208,19 +222,24 @@ class Layer(_Cell):
         config, prefix, dtype = model.config, f"model.layers.{index}.", operators.dtype
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         norm = FusedNorm if operators.fused_norm else Norm
-        self.input_norm = norm(model.tensor(prefix + "input_layernorm.weight"), config.rms_norm_eps, dtype)
-        self.mlp_norm = norm(model.tensor(prefix + "post_attention_layernorm.weight"), config.rms_norm_eps, dtype)
+        self.input_norm, self.mlp_norm = (
+            norm(
+                model.tensor(f"{prefix}{own}_layernorm.weight"),
+                config.rms_norm_eps,
+                dtype,
+                _biases(model, [f"{prefix}{own}_layernorm"]),
+            )
+            for own in ("input", "post_attention")
+        )
         attention = FusedAttention if operators.fused_attention else PlainAttention
         self.attention = attention(config, pages, dtype)
-        parts = [f"{prefix}self_attn.{part}_proj" for part in "qkv"]
-        self.qkv = _matrix(model, [f"{part}.weight" for part in parts], dtype)
-        self.has_bias = config.attention_bias
-        if self.has_bias:
-            bias = np.concatenate([model.tensor(f"{part}.bias") for part in parts])
-            self.bias = _parameter(bias, dtype)
-        self.output = _matrix(model, [prefix + "self_attn.o_proj.weight"], dtype)
-        self.gate_up = _matrix(model, [f"{prefix}mlp.{part}_proj.weight" for part in ("gate", "up")], dtype)
-        self.down = _matrix(model, [prefix + "mlp.down_proj.weight"], dtype)
+        qkv = [f"{prefix}self_attn.{part}_proj" for part in "qkv"]
+        gate_up = [f"{prefix}mlp.{part}_proj" for part in ("gate", "up")]
+        output, down = [f"{prefix}self_attn.o_proj"], [f"{prefix}mlp.down_proj"]
+        self.qkv, self.add_qkv = _linear(model, qkv, dtype)
+        self.output, self.add_output = _linear(model, output, dtype)
+        self.gate_up, self.add_gate_up = _linear(model, gate_up, dtype)
+        self.down, self.add_down = _linear(model, down, dtype)
         self.total = _total(several)
         self.halves = ops.Split(-1, 2)
         self.join = ops.Concat(-1)
@@ -251,9 +270,7 @@ class Layer(_Cell):
     ) -> Tensor:
         """x and what attention adds to it."""
         num, heads, kv, dim = x.shape[0], self.num_heads, self.num_kv_heads, self.head_dim
-        qkv = self.multiply(self.input_norm(x), self.qkv)
-        if self.has_bias:
-            qkv = qkv + self.bias
+        qkv = self.add_qkv(self.multiply(self.input_norm(x), self.qkv))
         qkv = self.reshape(qkv, (num, heads + 2 * kv, dim))
         turned = self.slice(qkv, (0, 0, 0), (num, heads + kv, dim))
         first, second = self.halves(turned)
@@ -261,12 +278,13 @@ class Layer(_Cell):
         q = self.slice(turned, (0, 0, 0), (num, heads, dim))
         k = self.slice(turned, (0, heads, 0), (num, kv, dim))
         v = self.slice(qkv, (0, heads + kv, 0), (num, kv, dim))
-        return x + self.total(self.multiply(self.attention(q, k, v, write_at, read_at, mask, lens), self.output))
+        attended = self.attention(q, k, v, write_at, read_at, mask, lens)
+        return x + self.total(self.add_output(self.multiply(attended, self.output)))
 
     def feed(self, x: Tensor) -> Tensor:
         """x and what the MLP adds to it."""
-        gate, up = self.halves(self.multiply(self.mlp_norm(x), self.gate_up))
-        return x + self.total(self.multiply(self.silu(gate) * up, self.down))
+        gate, up = self.halves(self.add_gate_up(self.multiply(self.mlp_norm(x), self.gate_up)))
+        return x + self.total(self.add_down(self.multiply(self.silu(gate) * up, self.down)))
 
 
 class Decoder(_Cell):
@@ -443,6 +461,29 @@ def _rotations(config: ModelConfig, num_positions: int) -> tuple[Float32, Float3
 def _total(several: bool) -> nn.Cell:
     """The sum over all ranks, the same bits at each."""
     return ops.AllReduce() if several else Whole()
+
+
+def _linear(model: Model, names: list[str], dtype: str) -> tuple[Parameter, nn.Cell]:
+    """The weights of linears side by side, and what adds their biases."""
+    return _matrix(model, [f"{name}.weight" for name in names], dtype), _plus(_biases(model, names), dtype)
+
+
+def _biases(model: Model, names: list[str]) -> Float32 | None:
+    """float32 [all outs]: biases one behind another; None where they are zeros, as of most quantised linears.
+
+    Of several ranks each has its own part of the bias of a W8A8 linear that is cut along its inputs.
+    """
+    there = set(model.names())
+    bias = np.concatenate([_bias(model, name, f"{name}.bias" in there) for name in names])
+    return bias if bias.any() else None
+
+
+def _bias(model: Model, name: str, there: bool) -> Float32:
+    return model.tensor(f"{name}.bias") if there else np.zeros(model.shape(f"{name}.weight")[0], np.float32)
+
+
+def _plus(bias: Float32 | None, dtype: str) -> nn.Cell:
+    return Whole() if bias is None else Plus(bias, dtype)
 
 
 def _matrix(model: Model, names: list[str], dtype: str) -> Parameter:

@@ -199,8 +199,11 @@ def _build(model: Model, fields: dict[str, Any]) -> tuple[Any, str]:
     network.set_train(False)
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
     for name in model.names():
-        parameter = parameters.pop(LlamaForCausalLM.convert_name(name))
-        parameter.set_data(mindspore.Tensor(model.tensor(name), parameter.dtype))
+        values, parameter = model.tensor(name), parameters.pop(LlamaForCausalLM.convert_name(name), None)
+        if parameter is not None:
+            parameter.set_data(mindspore.Tensor(values, parameter.dtype))
+        elif values.any():  # a W8A8 linear has a bias, which is zeros where the float model has none
+            raise InputError(f"engine mindformers: its Llama has no {name}; --engine mindspore_llama has it")
     if parameters:
         raise InputError(f"engine mindformers: the model has no weights for {', '.join(parameters)}")
     return network, str(fields.get("compute_dtype", "float16"))
