@@ -34,9 +34,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     # an engine in this process or a server, as cases of a sweep; metrics has what a case is and what comes of it
     "sweep": {"engines", "loadgen", "metrics", "protocols", "weights", "workload"},
     "report": {"metrics"},
+    # evals: their questions as calibration samples
+    "quantize": {"weights", "workload", "evals"},
 }
 SERVERS_STAIR = {"serving", "link"}
-MEASURERS_STAIR = {"loadgen", "accuracy", "evals", "exam", "metrics", "report", "sweep", "workload"}
+MEASURERS_STAIR = {"loadgen", "accuracy", "evals", "exam", "metrics", "quantize", "report", "sweep", "workload"}
 
 GROUND_LIBRARIES = {"numpy", "msgspec", "yaml", "sentencepiece"}
 # library -> where it may be imported: rooms, or single modules

@@ -13,7 +13,7 @@ INTERRUPTED = 130
 
 COMMANDS = (
     *("serve", "generate", "perf", "report", "maxload", "layers", "doctor", "selftest"),
-    *("acc", "audit", "eval", "compare", "gate", "history", "sweep", "plan", "data", "weights"),
+    *("acc", "audit", "eval", "compare", "gate", "history", "sweep", "plan", "data", "weights", "quantize"),
 )
 """Each is a module of this package, with a function of its name, or with an `app` of several commands."""
 

@@ -62,13 +62,13 @@ def need(number: int, tokenizer: Tokenizer, seeds: Seeds) -> Need:
     )
 
 
-def load(text: str, need: Need) -> Dataset:
+def load(text: str, need: Need, flag: str = FLAG) -> Dataset:
     """The samples of a name, a path or a kind with settings. Raises InputError that says what is wrong, and where."""
     kind = spec.name(text)
     if Path(text).suffix == ".jsonl" and Path(text).is_file():
         kind, text = "jsonl", f"jsonl:path={text}"
     if kind in kinds():
-        source: Source = spec.build(FLAG, text, plugins.load("workload.datasets", kind).Source)
+        source: Source = spec.build(flag, text, plugins.load("workload.datasets", kind).Source)
         samples = source.samples(need)
         return Dataset(name=text, description=f"{kind}, {_number(samples)}", samples=samples)
     path = Path(text)

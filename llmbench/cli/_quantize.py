@@ -1,0 +1,173 @@
+"""What `llmbench quantize` does: calibrate, quantise, say what came of it."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from llmbench import plugins
+from llmbench.cli import _progress
+from llmbench.errors import ConfigError, InputError
+from llmbench.quantize import calibrate, choose, make, observers, samples, smooth
+from llmbench.quantize.calibrate import Calibration
+from llmbench.quantize.choose import Choice
+from llmbench.quantize.make import Report
+from llmbench.report.files import as_json
+from llmbench.report.terminal import Terminal
+from llmbench.weights.convert import DTYPES
+from llmbench.weights.model import of_weights
+from llmbench.weights.sources import How, Opened, open_weights
+
+_KINDS = {"w8a8": "W8A8", "w8a16": "W8A16"}
+_ACTS = {"1": "min-max", "2": "histogram", "3": "auto"}  # as the reference numbers them
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What is calibrated, on what, and how."""
+
+    model: str
+    calib: str
+    num_samples: int
+    max_tokens: int
+    tokenizer: Path | None
+    anti: str
+    alpha: float | None
+    act: str
+    seed: int
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What is made of it, as it was typed."""
+
+    kind: str
+    disable_level: str
+    float_layers: str
+    float_linears: tuple[str, ...]
+    rollback_down: bool | None
+    """None: with activations of 8 bits; the inputs of down_proj are what those have the largest errors at."""
+    whole_layers: bool
+    kv: str
+    asymmetric: bool
+    form: str
+    dtype: str | None
+
+
+def main(source: Source, wanted: Wanted, out: Path, *, restart: bool, json: bool) -> None:
+    """Make the model, print the report."""
+    opened = open_weights(source.model, How(strict=False))
+    settings = of_wanted(wanted, opened)
+    make.check(settings, opened)
+    check_new(out)
+    with Line() as line:
+        calibration = calibrated(source, opened, work_folder(out), line, restart=restart)
+        report = make.quantise(calibration, settings, out, line)
+    calibration.journal.remove()
+    if json:
+        sys.stdout.write(as_json(report).decode())
+    else:
+        show(Terminal(highlight=False, soft_wrap=True), report, out)
+
+
+def check_new(out: Path) -> None:
+    """Raise InputError now, rather than after the calibration, when the folder cannot be the new one."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"-o {out}: there is something in it already; choose a new folder")
+
+
+def work_folder(out: Path) -> Path:
+    """Where a calibration is while it goes on: beside what it is for."""
+    return out.absolute().with_name(f".{out.absolute().name}.calibration")
+
+
+def calibrated(source: Source, opened: Opened, folder: Path, line: "Line", *, restart: bool) -> Calibration:
+    """Calibrate, or take up what was broken off. Raises ConfigError for a flag that is none of what can be."""
+    smooth.check(source.anti, source.alpha)
+    act = _ACTS.get(source.act, source.act)
+    _known("--act", "observer", act, list(observers.OBSERVERS))
+    settings = msgspec.convert(
+        {"method": source.anti, "alpha": source.alpha, "observer": act, "seed": source.seed}, calibrate.Settings
+    )
+    found = samples.load(
+        samples.Wanted(
+            dataset=source.calib,
+            num_samples=source.num_samples,
+            max_tokens=source.max_tokens,
+            seed=source.seed,
+            tokenizer=source.tokenizer,
+        ),
+        of_weights(opened),
+    )
+    if restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    return calibrate.calibrate(opened, found, settings, folder, line)
+
+
+def of_wanted(wanted: Wanted, opened: Opened) -> make.Settings:
+    """What was typed as settings. Raises ConfigError for a flag that is none of what can be."""
+    _known("--kind", "kind", wanted.kind, list(_KINDS))
+    _known("--kv", "cache", wanted.kv, ["float", "int8"])
+    _known("--form", "form", wanted.form, ["modelslim", "npy"])
+    if wanted.dtype is not None:
+        _known("--dtype", "dtype", wanted.dtype, list(DTYPES))
+    choice = Choice(
+        level=choose.level(wanted.disable_level),
+        layers=choose.layers(wanted.float_layers, opened.config.num_layers),
+        linears=wanted.float_linears,
+        down=wanted.kind == "w8a8" if wanted.rollback_down is None else wanted.rollback_down,
+        whole_layers=wanted.whole_layers,
+    )
+    given = {
+        "kind": _KINDS[wanted.kind],
+        "kv_cache": None if wanted.kv == "float" else wanted.kv,
+        "asymmetric": wanted.asymmetric,
+        "form": wanted.form,
+        "dtype": wanted.dtype,
+    }
+    return msgspec.structs.replace(msgspec.convert(given, make.Settings), choice=choice)
+
+
+def _known(flag: str, kind: str, given: str, known: list[str]) -> None:
+    if given not in known:
+        raise ConfigError(f"{flag}: {plugins.unknown(kind, given, known)}")
+
+
+class Line:
+    """Progress as one line that overwrites itself, where somebody looks on."""
+
+    def __init__(self) -> None:
+        self._to_terminal = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self._to_terminal:
+            _progress.line(f"{100 * done // max(total, 1):3d} %  {what}")
+
+    def __enter__(self) -> "Line":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._to_terminal:
+            _progress.line()
+
+
+def show(terminal: Console, report: Report, out: Path) -> None:
+    """The table of linears, and what the whole came to."""
+    table = Table("linear", "kind", "score", "range of its input", "relative error", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in report.linears:
+        error = row.why or "" if row.relative_error is None else f"{row.relative_error:.3%}"
+        table.add_row(row.name, row.kind, f"{row.score:.1f}", f"{row.low:.4g} … {row.high:.4g}", error)
+    terminal.print(table)
+    num = sum(row.relative_error is not None for row in report.linears)
+    layers = ",".join(map(str, report.float_layers)) or "none"
+    terminal.print(
+        f"\n{out}: {num} of {len(report.linears)} linears of 8 bits, {report.bytes_before / 1e6:.4g} MB to"
+        f" {report.bytes_after / 1e6:.4g} MB; anti-outlier {report.method}; layers with float linears: {layers}"
+    )
+    terminal.print(
+        f"calibrated on {report.num_samples} samples, {report.num_tokens} tokens of {report.data}"
+        f" ({report.data_description})"
+    )

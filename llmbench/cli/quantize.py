@@ -1,0 +1,118 @@
+"""`llmbench quantize MODEL -o OUT`: a model of 8 bits, calibrated, its outliers moved first."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+_MAKE = "make"
+
+
+class _Quantize(TyperGroup):
+    """What is not the name of another command is the model to quantise."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in front of what stands there without one."""
+        if not args or args[0] not in self.commands:
+            args = [_MAKE, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_Quantize, help="Make a model of 8 bits (`quantize MODEL -o OUT`).")
+
+
+@app.command(_MAKE)
+def make(
+    model: Annotated[str, typer.Argument(help="embedded, random:PRESET, or a folder: a float Llama or Qwen2.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; must be new or empty.")],
+    calib: Annotated[
+        str,
+        typer.Option(
+            help="What flows through the model: a dataset, an Alpaca file, .jsonl (also with inputs_pretokenized), "
+            "synthetic:..., ceval:FOLDER and other sets of `eval`, or random (token ids)."
+        ),
+    ] = "alpaca_521",
+    num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1, help="Samples, drawn by --seed.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a sample at most.")] = 512,
+    kind: Annotated[str, typer.Option(help="w8a8, or w8a16: weights only.")] = "w8a8",
+    anti: Annotated[
+        str,
+        typer.Option(
+            help="Outliers are moved into the weights by: none, m1 (SmoothQuant), m2 (shift and scale), m3 (AWQ), m4 "
+            "(iterative), m6 (searched)."
+        ),
+    ] = "m1",
+    alpha: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share that is moved.  [default: m1, m2: 0.5, m4: 0.9]")
+    ] = None,
+    act: Annotated[str, typer.Option(help="Range of an input: min-max (1), histogram (2), auto (3).")] = "min-max",
+    disable_level: Annotated[
+        str, typer.Option(metavar="L0…", help="The so many inputs with the worst outliers stay float.")
+    ] = "L0",
+    float_layers: Annotated[str, typer.Option(help="Decoder layers that stay float, as 0,1,30.")] = "",
+    float_linears: Annotated[
+        list[str], typer.Option(metavar="REGEX", help="Linears that stay float, by name; may be given again.")
+    ] = [],  # noqa: B006 - typer copies it
+    rollback_down: Annotated[
+        bool | None,
+        typer.Option(
+            "--rollback-down/--no-rollback-down",
+            help="Every down_proj stays float, as msmodelslim has it for Llama.  [default: with w8a8]",
+        ),
+    ] = None,
+    whole_layers: Annotated[
+        bool, typer.Option("--whole-layers", help="A layer with one float linear stays float, as for FLOAT_LAYERS.")
+    ] = False,
+    kv: Annotated[str, typer.Option(help="float, or int8: scales for a cache of 8 bits as well.")] = "float",
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Weights of w8a16 with an offset.")] = False,
+    form: Annotated[
+        str, typer.Option(help="modelslim: safetensors with their description; npy: the ATB guide's dictionaries.")
+    ] = "modelslim",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of what stays float: float32, float16, bfloat16.  [default: as it is]", show_default=False),
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model, for models that bring none.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which samples are taken.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew what was broken off.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Make a model of 8 bits: calibrate a float model, move its outliers, quantise its linears.
+
+    \b
+    llmbench quantize embedded -o w8a8
+    llmbench quantize LLAMA2_7B -o OUT --anti m1 --disable-level L6 --calib ceval:CEVAL -n 50
+    llmbench quantize QWEN2 -o OUT --kind w8a16 --anti m3 --calib prompts.jsonl
+    llmbench serve --model w8a8
+
+    The float model goes through layer by layer, so that it may be larger than the memory. What is broken off goes on
+    when the same command is given again. OUT is a model for every --model, with anti_weight/ (the float model whose
+    outliers are moved) and quantisation.json (what became of each linear).
+    """
+    from llmbench.cli import _quantize
+
+    source = _quantize.Source(
+        model=model,
+        calib=calib,
+        num_samples=num_samples,
+        max_tokens=max_tokens,
+        tokenizer=tokenizer,
+        anti=anti,
+        alpha=alpha,
+        act=act,
+        seed=seed,
+    )
+    wanted = _quantize.Wanted(
+        kind=kind,
+        disable_level=disable_level,
+        float_layers=float_layers,
+        float_linears=tuple(float_linears),
+        rollback_down=rollback_down,
+        whole_layers=whole_layers,
+        kv=kv,
+        asymmetric=asymmetric,
+        form=form,
+        dtype=dtype,
+    )
+    _quantize.main(source, wanted, out, restart=restart, json=json)
