@@ -1,9 +1,7 @@
 """Dictionaries of arrays in .npy files, as `np.save(path, {name: array})` writes them and tools of Ascend take them.
 
-Such a file holds a pickle, and loading one runs what it names. That is never done here: the opcodes are followed by a
-machine that knows lists, tuples, dictionaries, numbers, texts and bytes; what a pickle would call stays a name with its
-arguments, and of names only those by which NumPy rebuilds arrays are let through. What has the form of an array is then
-read from its place in the file, by rows.
+Such a file holds a pickle, which is followed and never run (see `_pickles`). What has the form of an array of NumPy's,
+or of a tensor of torch's, is read from its place in the file, by rows.
 """
 
 import io
@@ -11,53 +9,38 @@ import math
 import pickle
 import pickletools
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import msgspec
 import numpy as np
 
 from llmbench.errors import InputError
+from llmbench.weights import _pickles as pickles
+from llmbench.weights._pickles import Broken, Made, Name, Place
 from llmbench.weights.tensors import Bits
 
+_npy: Any = np.lib.format  # which has no types
+
 _PROTOCOL = 3  # as NumPy's: without frames, so that items can be put in one after another
-_HELD_BYTES = 256  # longer ones stay in the file
 _CODE = re.compile(r"[fiu][1248]")
 _CORES = ("numpy.core", "numpy._core")  # before NumPy 2, and since
 _ARRAY = tuple(f"{core}.multiarray._reconstruct" for core in _CORES)
 _BUFFER = tuple(f"{core}.numeric._frombuffer" for core in _CORES)
 _SCALAR = tuple(f"{core}.multiarray.scalar" for core in _CORES)
-_DTYPE, _LATIN = "numpy.dtype", "_codecs.encode"
-_KNOWN = {*_ARRAY, *_BUFFER, *_SCALAR, _DTYPE, _LATIN, "numpy.ndarray"}
-_npy: Any = np.lib.format  # which has no types
-
-
-class _Broken(Exception):
-    """What is there is no dictionary of arrays; the text says what it is instead."""
-
-
-class _Place(NamedTuple):
-    """Bytes that are left in the file."""
-
-    offset: int
-    num_bytes: int
-
-
-class _Name(NamedTuple):
-    """What a pickle would import."""
-
-    path: str
-
-
-class _Made:
-    """What a pickle would make by a call, and the state that it would set."""
-
-    def __init__(self, path: str, args: tuple[Any, ...]) -> None:
-        self.path = path
-        self.args = args
-        self.state: Any = None
+_DTYPE = "numpy.dtype"
+_TENSOR, _STORAGE = "torch._utils._rebuild_tensor_v2", "torch.storage._load_from_bytes"
+_NAMES = {*_ARRAY, *_BUFFER, *_SCALAR, _DTYPE, "numpy.ndarray", _TENSOR, _STORAGE, "collections.OrderedDict"}
+_STORAGES: dict[str, np.dtype[Any]] = {
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.DoubleStorage": np.dtype("<f8"),
+}
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class Array(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +50,7 @@ class Array(msgspec.Struct, frozen=True, kw_only=True):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     fortran: bool
-    data: bytes | _Place
+    data: bytes | Place
 
     def whole(self) -> Bits:
         """All of it."""
@@ -102,13 +85,14 @@ def read(path: Path) -> dict[str, Array]:
     """
     try:
         with path.open("rb") as file:
-            root = _Machine(file).run()
+            _read_header(file)
+            root = pickles.follow(file, _NAMES)
         return {name: _array(path, value) for name, value in _dictionary(root).items()}
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror})") from error
-    except _Broken as error:
+    except Broken as error:
         raise InputError(f"{path}: not read: {error}") from error
-    # what a damaged pickle leads to: ends too early, an empty stack, a key that is none
+    # what a damaged pickle leads to: it ends too early, has an empty stack, a key that is none
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: not a dictionary of arrays as np.save writes it, or damaged") from error
 
@@ -150,134 +134,34 @@ def _pickled(value: Any) -> bytes:
     return file.getvalue()
 
 
-class _Machine:
-    """Follows the opcodes of the pickle in a .npy file. Raises _Broken for one that does more than hold data."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-        self._do = self._actions()
-
-    def run(self) -> Any:
-        """What the pickle stands for."""
-        version = _npy.read_magic(self._file)
-        read_header = _npy.read_array_header_1_0 if version == (1, 0) else _npy.read_array_header_2_0
-        _, _, dtype = read_header(self._file)
-        if dtype.kind != "O":
-            raise _Broken(f"an array of {dtype}, not a dictionary of arrays")
-        for opcode, arg, _ in pickletools.genops(self._file):
-            if opcode.name == "STOP":
-                break
-            if opcode.name not in self._do:
-                raise _Broken(f"its pickle has {opcode.name}, which no array needs")
-            self._do[opcode.name](arg)
-        return self._stack.pop()
-
-    def _actions(self) -> Mapping[str, Callable[[Any], None]]:
-        push, memo = self._stack.append, self._memo
-        numbers = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
-        texts = ("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8")
-        data = ("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8")
-        return {
-            **dict.fromkeys(numbers + texts, push),
-            **dict.fromkeys(data, self._bytes),
-            **dict.fromkeys(("PROTO", "FRAME"), lambda _: None),
-            "NONE": push,
-            "NEWTRUE": lambda _: push(True),
-            "NEWFALSE": lambda _: push(False),
-            "EMPTY_TUPLE": lambda _: push(()),
-            "EMPTY_LIST": lambda _: push([]),
-            "EMPTY_DICT": lambda _: push({}),
-            "MARK": lambda _: self._marks.append(len(self._stack)),
-            "TUPLE": lambda _: push(tuple(self._since_mark())),
-            "TUPLE1": lambda _: push(tuple(self._pop(1))),
-            "TUPLE2": lambda _: push(tuple(self._pop(2))),
-            "TUPLE3": lambda _: push(tuple(self._pop(3))),
-            "APPEND": lambda _: self._append(self._pop(1)),
-            "APPENDS": lambda _: self._append(self._since_mark()),
-            "SETITEM": lambda _: self._set(self._pop(2)),
-            "SETITEMS": lambda _: self._set(self._since_mark()),
-            **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda at: memo.__setitem__(at, self._stack[-1])),
-            "MEMOIZE": lambda _: memo.__setitem__(len(memo), self._stack[-1]),
-            **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda at: push(memo[at])),
-            "GLOBAL": lambda name: self._name(*name.split(" ")),
-            "STACK_GLOBAL": lambda _: self._name(*self._pop(2)),
-            "REDUCE": lambda _: self._reduce(*self._pop(2)),
-            "BUILD": lambda _: self._build(self._pop(1)[0]),
-        }
-
-    def _pop(self, num: int) -> list[Any]:
-        found = self._stack[-num:]
-        if len(found) < num:
-            raise _Broken("its pickle is damaged")
-        del self._stack[-num:]
-        return found
-
-    def _since_mark(self) -> list[Any]:
-        at = self._marks.pop()
-        found = self._stack[at:]
-        del self._stack[at:]
-        return found
-
-    def _bytes(self, value: bytes) -> None:
-        """Few bytes as they are, many as their place: they end where the file has been read to."""
-        data = bytes(value)
-        self._stack.append(data if len(data) <= _HELD_BYTES else _Place(self._file.tell() - len(data), len(data)))
-
-    def _append(self, values: list[Any]) -> None:
-        if not isinstance(self._stack[-1], list):
-            raise _Broken("its pickle is damaged")
-        self._stack[-1].extend(values)
-
-    def _set(self, values: list[Any]) -> None:
-        if not isinstance(self._stack[-1], dict):
-            raise _Broken("its pickle is damaged")
-        self._stack[-1].update(zip(values[::2], values[1::2], strict=True))
-
-    def _name(self, module: str, name: str) -> None:
-        path = f"{module}.{name}"
-        if path not in _KNOWN:
-            hint = "; save its tensors as arrays, tensor.numpy()" if module.startswith("torch") else ""
-            raise _Broken(f"its pickle names {path}, which is nothing that arrays are made of{hint}")
-        self._stack.append(_Name(path))
-
-    def _reduce(self, called: Any, args: Any) -> None:
-        if not (isinstance(called, _Name) and isinstance(args, tuple)):
-            raise _Broken("its pickle is damaged")
-        if called.path == _LATIN:  # how pickles of protocol 2 hold bytes
-            text, encoding = args
-            if encoding != "latin1":
-                raise _Broken(f"its pickle has bytes as {encoding!r}")
-            self._stack.append(text.encode("latin1"))
-        else:
-            self._stack.append(_Made(called.path, args))
-
-    def _build(self, state: Any) -> None:
-        if not isinstance(self._stack[-1], _Made):
-            raise _Broken("its pickle is damaged")
-        self._stack[-1].state = state
+def _read_header(file: IO[bytes]) -> None:
+    version = _npy.read_magic(file)
+    read_header = _npy.read_array_header_1_0 if version == (1, 0) else _npy.read_array_header_2_0
+    _, _, dtype = read_header(file)
+    if dtype.kind != "O":
+        raise Broken(f"an array of {dtype}, not a dictionary of arrays")
 
 
 def _dictionary(root: Any) -> dict[str, Any]:
     """The dictionary in an array of objects without dimensions."""
-    if not (isinstance(root, _Made) and root.path in _ARRAY and len(root.state) == 5):
-        raise _Broken("its pickle holds no dictionary")
+    if not (isinstance(root, Made) and root.path in _ARRAY and len(root.state) == 5):
+        raise Broken("its pickle holds no dictionary")
     held = root.state[4]
     if not (isinstance(held, list) and len(held) == 1 and isinstance(held[0], dict)):
-        raise _Broken("its pickle holds no dictionary")
+        raise Broken("its pickle holds no dictionary")
     if not all(isinstance(name, str) for name in held[0]):
-        raise _Broken("not all names in its dictionary are texts")
+        raise Broken("not all names in its dictionary are texts")
     return held[0]
 
 
 def _array(path: Path, value: Any) -> Array:
-    """What stands for an array, or is a number."""
+    """What stands for an array or a tensor, or is a number."""
     if isinstance(value, int | float):
         return Array(path=path, dtype=np.dtype("<f8"), shape=(), fortran=False, data=np.float64(value).tobytes())
-    if not isinstance(value, _Made):
-        raise _Broken("a value in its dictionary is no array")
+    if not isinstance(value, Made):
+        raise Broken("a value in its dictionary is no array")
+    if value.path == _TENSOR:
+        return _tensor(path, value)
     if value.path in _ARRAY:
         _, shape, dtype, fortran, data = value.state
     elif value.path in _SCALAR:
@@ -286,22 +170,62 @@ def _array(path: Path, value: Any) -> Array:
         data, dtype, shape, order = value.args
         fortran = order == "F"
     else:
-        raise _Broken("a value in its dictionary is no array")
+        raise Broken("a value in its dictionary is no array")
     found = _dtype(dtype)
-    if not (isinstance(shape, tuple) and all(isinstance(length, int) and length >= 0 for length in shape)):
-        raise _Broken("an array in its dictionary has no shape")
-    num_bytes = data.num_bytes if isinstance(data, _Place) else len(data)
-    if not isinstance(data, bytes | _Place) or num_bytes != math.prod(shape) * found.itemsize:
-        raise _Broken(f"{num_bytes} bytes do not hold an array of {list(shape)} of {found}")
+    _check_shape(shape)
+    num_bytes = data.num_bytes if isinstance(data, Place) else len(data)
+    if not isinstance(data, bytes | Place) or num_bytes != math.prod(shape) * found.itemsize:
+        raise Broken(f"{num_bytes} bytes do not hold an array of {list(shape)} of {found}")
     return Array(path=path, dtype=found, shape=shape, fortran=bool(fortran), data=data)
+
+
+def _check_shape(shape: Any) -> None:
+    if not (isinstance(shape, tuple) and all(isinstance(length, int) and length >= 0 for length in shape)):
+        raise Broken("an array in its dictionary has no shape")
 
 
 def _dtype(made: Any) -> np.dtype[Any]:
     """The dtype that a pickle describes: a number of so many bytes, and their order."""
-    if not (isinstance(made, _Made) and made.path == _DTYPE and isinstance(made.args[0], str)):
-        raise _Broken("an array in its dictionary has no dtype")
+    if not (isinstance(made, Made) and made.path == _DTYPE and isinstance(made.args[0], str)):
+        raise Broken("an array in its dictionary has no dtype")
     code = made.args[0]
     order = made.state[1] if made.state is not None else "="
     if not _CODE.fullmatch(code) or order not in ("<", ">", "|", "="):
-        raise _Broken(f"an array in its dictionary is of {code!r}, which are no numbers")
+        raise Broken(f"an array in its dictionary is of {code!r}, which are no numbers")
     return np.dtype(order + code)
+
+
+def _tensor(path: Path, made: Made) -> Array:
+    """A tensor of torch's: its storage is a file in the file, as torch.save wrote it before it wrote zip archives."""
+    storage, first, shape, strides = made.args[:4]
+    _check_shape(shape)
+    if not (isinstance(storage, Made) and storage.path == _STORAGE and isinstance(first, int)):
+        raise Broken("a tensor in its dictionary has no storage")
+    (blob,) = storage.args
+    with path.open("rb") if isinstance(blob, Place) else io.BytesIO(blob) as file:
+        end = len(blob)
+        if isinstance(blob, Place):
+            file.seek(blob.offset)
+            end = blob.offset + blob.num_bytes
+        magic, _, _, found, keys = (pickles.follow(file, _STORAGES) for _ in range(5))
+        _, kind, key, _, num_elements, *_ = found.key
+        begin = file.tell() + 8  # behind the number of elements
+        if magic != _TORCH_MAGIC or keys != [key] or not isinstance(kind, Name):
+            raise Broken("a tensor in its dictionary has a storage that is not as torch.save writes it")
+        dtype = _STORAGES[kind.path]
+        if begin + num_elements * dtype.itemsize != end:
+            raise Broken(f"a tensor in its dictionary has {end - begin} bytes, not {num_elements} of {dtype}")
+        start, num_bytes = begin + first * dtype.itemsize, math.prod(shape) * dtype.itemsize
+        if not begin <= start <= start + num_bytes <= end:
+            raise Broken("a tensor in its dictionary lies outside its storage")
+        file.seek(start)
+        data = Place(start, num_bytes) if isinstance(blob, Place) else file.read(num_bytes)
+    in_rows, in_columns = (_strides(order) for order in (shape[::-1], shape))
+    if math.prod(shape) > 1 and strides not in (in_rows[::-1], in_columns):
+        raise Broken("a tensor in its dictionary lies in pieces; save it as tensor.contiguous()")
+    return Array(path=path, dtype=dtype, shape=shape, fortran=strides != in_rows[::-1], data=data)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How far apart neighbours are along each axis, in elements, where the first axis is the fastest."""
+    return tuple(math.prod(shape[:i]) for i in range(len(shape)))

@@ -224,20 +224,24 @@ def test_a_strategy_that_contradicts_itself_is_refused(tmp_path: Path, cut: dict
         strategy.read(path)
 
 
+def answer(launch: Launch, folder: Path, *flags: str) -> str:
+    """What a server of a model goes on with after a fixed prompt."""
+    server = launch("--model", str(folder), "--threads", "1", *flags)
+    body = {"prompt": [1, 5, 9, 400], "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    request = urllib.request.Request(
+        server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        text: str = json.load(response)["choices"][0]["text"]
+    server.stop()
+    return text
+
+
 def test_served_ranks_answer_as_the_whole_model_does(tmp_path: Path, launch: Launch) -> None:
     """Cut into 4 for MindSpore, served by 2 ranks, and by one from what was merged."""
     weights("convert", "random:tiny,seed=5", tmp_path / "whole", "--to", "hf")
     weights("shard", tmp_path / "whole", tmp_path / "4", "--ranks", 4, "--to", "legacy")
     weights("merge", tmp_path / "4", tmp_path / "merged")
-    answers = []
-    for folder, flags in ((tmp_path / "4", ("--ranks", "2")), (tmp_path / "merged", ())):
-        server = launch("--model", str(folder), "--threads", "1", *flags)
-        body = {"prompt": [1, 5, 9, 400], "max_tokens": 12, "temperature": 0, "ignore_eos": True}
-        request = urllib.request.Request(
-            server.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            answers.append(json.load(response)["choices"][0]["text"])
-        server.stop()
-    assert answers[0] == answers[1]
-    assert answers[0]
+    cut = answer(launch, tmp_path / "4", "--ranks", "2")
+    assert cut == answer(launch, tmp_path / "merged")
+    assert cut

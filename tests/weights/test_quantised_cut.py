@@ -14,9 +14,11 @@ from llmbench.weights.config import from_hf
 from llmbench.weights.model import open_model
 from llmbench.weights.quantised import W8A8, W8A16
 from llmbench.weights.strategy import Cut
+from tests.conftest import Launch
 from tests.weights import eight_bits
 from tests.weights.folders import LLAMA, QWEN2, write_folder
 from tests.weights.test_convert import weights
+from tests.weights.test_cut import answer
 from tests.weights.test_quantised import MIXED
 
 LAYER = "model.layers.1."
@@ -203,3 +205,12 @@ def test_large_models_are_split_with_an_index(tmp_path: Path) -> None:
     assert (tmp_path / "o" / "quant_model_weight_w8a8.safetensors.index.json").exists()
     assert len(list((tmp_path / "o").glob("quant_model_weight_w8a8-*.safetensors"))) > 1
     assert open_model(str(tmp_path / "o")).fingerprint() == open_model(str(source)).fingerprint()
+
+
+def test_two_ranks_serve_a_quantised_model_with_the_tokens_of_one(tmp_path: Path, launch: Launch) -> None:
+    """The two from a model that was cut for four."""
+    whole = eight_bits.write(tmp_path / "q", "random:tiny,seed=5", norm_bias=True)
+    weights("shard", whole, tmp_path / "4", "--ranks", 4)
+    cut = answer(launch, tmp_path / "4", "--ranks", "2")
+    assert cut == answer(launch, whole)
+    assert cut
