@@ -63,21 +63,27 @@ def _explain(message: str, kind: type) -> str:
     if unknown:
         known = _fields(kind, key)
         near = difflib.get_close_matches(unknown[1], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if known else ""
         key = f"{key}.{unknown[1]}" if key else unknown[1]
         return f"{key}: unknown key{hint}"
     return f"{key}: {what}" if key else what
 
 
 def _fields(kind: Any, path: str) -> list[str]:
-    """The field names of the struct that a dotted path leads to."""
-    for part in filter(None, path.split(".")):
-        kind = next((field.type for field in msgspec.structs.fields(kind) if field.encode_name == part), None)
-        kind = next((arm for arm in getattr(kind, "__args__", (kind,)) if isinstance(arm, type)), kind)
+    """The field names of the struct that a path leads to, as `limits.files[...]`; none where it leads to no struct."""
     try:
+        for name in re.findall(r"[^.\[\]]+", path):
+            if not name.isdecimal():  # an index, which leads to the same
+                kind = _struct(next(field.type for field in msgspec.structs.fields(kind) if field.encode_name == name))
         return [field.encode_name for field in msgspec.structs.fields(kind)]
-    except TypeError:
+    except (TypeError, StopIteration):
         return []
+
+
+def _struct(kind: Any) -> Any:
+    """The struct in a type such as `dict[str, Struct]` or `Struct | None`; the type itself where there is none."""
+    arms = getattr(kind, "__args__", ())
+    return next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, msgspec.Struct)), kind)
 
 
 def _one_line(error: Exception) -> str:

@@ -18,6 +18,8 @@ class Outer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     port: int = 8835
     limits: Inner = Inner()
     capture: Inner | None = None
+    named: dict[str, Inner] = {}
+    several: tuple[Inner, ...] = ()
 
 
 def written(tmp_path: Path, text: str | bytes, name: str = "settings.yaml") -> Path:
@@ -44,11 +46,13 @@ def test_what_is_left_out_takes_the_default() -> None:
         ({"prot": 1}, "f: prot: unknown key; did you mean 'port'?"),
         ({"limits": {"max_bacth": 1}}, "f: limits.max_bacth: unknown key; did you mean 'max_batch'?"),
         ({"capture": {"max_bacth": 1}}, "f: capture.max_bacth: unknown key; did you mean 'max_batch'?"),
-        ({"zzz": 1}, "f: zzz: unknown key; known: port, limits, capture"),
+        ({"zzz": 1}, "f: zzz: unknown key; known: port, limits, capture, named, several"),
         ({"port": "eight"}, "f: port: Expected `int`, got `str`"),
         ({"port": True}, "f: port: Expected `int`, got `bool`"),
         ({"limits": {"kind": "posson"}}, "f: limits.kind: Invalid enum value 'posson'"),
         ({"limits": 5}, "f: limits: Expected `object`, got `int`"),
+        ({"named": {"a": {"max_bacth": 1}}}, "f: named[...].max_bacth: unknown key; did you mean 'max_batch'?"),
+        ({"several": [{}, {"zzz": 1}]}, "f: several[1].zzz: unknown key; known: max_batch, kind"),
         ({"capture": {"max_batch": None}}, "f: capture.max_batch: Expected `int`, got `null`"),
     ],
 )
