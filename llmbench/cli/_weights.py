@@ -88,7 +88,7 @@ def inspect(source: Source, quick: bool, json: bool) -> None:
 def convert(source: Source, out: Path, wanted: Target, json: bool) -> None:
     """Write a whole model."""
     opened = _open(source)
-    with _Line() as line:
+    with Line() as line:
         report = converting.convert(opened, out, wanted, line)
     _tell(report, out, json)
 
@@ -98,7 +98,7 @@ def shard(source: Source, out: Path, num_ranks: int, wanted: Target, vocabulary:
     if vocabulary not in ("cut", "whole"):
         raise ConfigError(f"--vocabulary: {plugins.unknown('way', vocabulary, ['cut', 'whole'])}")
     opened = _open(source)
-    with _Line() as line:
+    with Line() as line:
         report = converting.cut(opened, out, num_ranks, wanted, line, vocabulary == "cut")
     _tell(report, out, json)
 
@@ -134,7 +134,7 @@ def _how(source: Source, strict: bool) -> How:
     )
 
 
-class _Line:
+class Line:
     """Progress as one line that overwrites itself, where somebody looks on."""
 
     def __init__(self) -> None:
@@ -143,9 +143,9 @@ class _Line:
     def __call__(self, done: int, total: int, name: str) -> None:
         if self._to_terminal:
             share = 100 * done // max(total, 1)
-            _progress.line(f"{share:3d} %  {_size(done)} of {_size(total)}  {name}")
+            _progress.line(f"{share:3d} %  {printed_size(done)} of {printed_size(total)}  {name}")
 
-    def __enter__(self) -> "_Line":
+    def __enter__(self) -> "Line":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,7 +159,7 @@ def _tell(report: Report, out: Path, json: bool) -> None:
         return
     ranks = "" if report.num_ranks is None else f" on {report.num_ranks} ranks"
     _print(
-        f"{out}: {report.num_tensors} tensors{ranks}, {_size(report.num_bytes)} of {', '.join(report.dtypes)},"
+        f"{out}: {report.num_tensors} tensors{ranks}, {printed_size(report.num_bytes)} of {', '.join(report.dtypes)},"
         f" {report.source_layout} ({report.source_container}) to {report.layout} ({report.container})\n"
     )
     for name, why in report.dropped.items():
@@ -172,7 +172,7 @@ def _show(terminal: Terminal, found: inspection.Inspection) -> None:
         "weights": f"{found.container}, layout {found.layout}",
         "family": found.architecture,
         "parameters": f"{found.num_parameters:,}",
-        "dtypes": ", ".join(f"{dtype} ({_size(size)})" for dtype, size in found.dtypes.items()),
+        "dtypes": ", ".join(f"{dtype} ({printed_size(size)})" for dtype, size in found.dtypes.items()),
         "layers": str(found.num_layers),
         "heads": f"{found.num_heads} of {found.head_dim}, {found.num_kv_heads} for keys and values",
         "width": f"{found.hidden_size}, MLP {found.intermediate_size}, vocabulary {found.vocab_size}",
@@ -196,7 +196,7 @@ def _show(terminal: Terminal, found: inspection.Inspection) -> None:
     for column in sizes.columns[1:]:
         column.justify = "right"
     for group in found.groups:
-        sizes.add_row(group.name, str(group.num_tensors), f"{group.num_parameters:,}", _size(group.num_bytes))
+        sizes.add_row(group.name, str(group.num_tensors), f"{group.num_parameters:,}", printed_size(group.num_bytes))
     terminal.print()
     terminal.print(sizes)
 
@@ -222,7 +222,7 @@ def _by_last_name(linears: Iterable[str]) -> str:
     return ", ".join(f"{number} {name}" for name, number in numbers.items())
 
 
-def _size(size: float) -> str:
+def printed_size(size: float) -> str:
     """Bytes as people read them."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:

@@ -162,3 +162,69 @@ def reshard(
     read = _weights.Source(source, layout, config, strategy, tuple(drop), of_ranks=True)
     target = _weights.target(to, format, dtype, None, allow_nonfinite)
     _weights.shard(read, out, ranks, target, vocabulary, json)
+
+
+@app.command()
+def compress(
+    folder: Annotated[Path, typer.Argument(help="W8A8S weights: a folder, or one of ranks that `shard` cut.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be new or empty.")],
+    all_: Annotated[bool, typer.Option("--all", help="Compress W8A8 as well, not only W8A8S.")] = False,
+    disable_layers: Annotated[
+        list[str], typer.Option(help="Leave these linears as they are (in blocks): a name, or a pattern with *.")
+    ] = [],  # noqa: B006 - typer copies it
+    pseudo_sparse: Annotated[
+        float | None, typer.Option(help="Keep this share of the values, others become 0: to measure the codec alone.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --pseudo-sparse.")] = 0,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Call the ranks' folders part0-of-2 …, as MindIE does.")
+    ] = False,
+    codec: Annotated[
+        str,
+        typer.Option(help="llmbench: our own, not for hardware. cann: of an Atlas 300I. auto: cann if it is there."),
+    ] = "auto",
+    cann: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="CANN's compress_excutor, or a folder that has it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compress the matrices of a W8A8S model without loss, and show what that gains.
+
+    llmbench weights compress model-w8a8s -o model-w8a8sc
+
+    The codec is llmbench's own, which an Atlas 300I (310P) cannot unzip: CANN's, called where it is installed, is for
+    that. `decompress` gives the folder back, bit by bit.
+    """
+    from llmbench.cli import _compress
+
+    wanted = _compress.wanted(all_, disable_layers, pseudo_sparse, seed, parts, _compress.tool(codec, cann))
+    _compress.compress(folder, out, wanted, json)
+
+
+@app.command()
+def decompress(
+    folder: Annotated[Path, typer.Argument(help="A folder that `compress` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be new or empty.")],
+    json: Json = False,
+) -> None:
+    """Write the folder that was compressed, bit by bit; a folder that was damaged since is refused.
+
+    llmbench weights decompress model-w8a8sc -o model-w8a8s
+    """
+    from llmbench.cli import _compress
+
+    _compress.decompress(folder, out, json)
+
+
+@app.command()
+def sizes(
+    models: Annotated[list[str], typer.Argument(help="Forms of one model: as of `convert`, or what `compress` wrote.")],
+    json: Json = False,
+) -> None:
+    """Show how many bytes several forms of a model take, each beside the first.
+
+    llmbench weights sizes model model-w8a8 model-w8a8s model-w8a8sc
+    """
+    from llmbench.cli import _compress
+
+    _compress.show_sizes(models, json)

@@ -41,7 +41,7 @@ _COPIED = (
     "merges.txt",
     "LICENSE*",
 )
-_Buffer = bytes | memoryview
+Buffer = bytes | memoryview
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,11 +223,16 @@ def _parts(tensors: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tens
 
 def _write_one(path: Path, tensors: Mapping[str, Tensor], target: Target, meter: _Meter) -> str:
     """Tensors in one file; its sha256."""
-    digest = hashlib.sha256()
     if target.container == "ckpt":
         buffers = _checkpoint(tensors, meter)
     else:
         buffers = _safetensors(tensors, "ms" if names.layout(target.layout).mindspore else "pt", meter)
+    return write(path, buffers)
+
+
+def write(path: Path, buffers: Iterable[Buffer]) -> str:
+    """Bytes into a new file; their sha256."""
+    digest = hashlib.sha256()
     with path.open("wb") as file:
         for buffer in buffers:
             file.write(buffer)
@@ -235,12 +240,12 @@ def _write_one(path: Path, tensors: Mapping[str, Tensor], target: Target, meter:
     return digest.hexdigest()
 
 
-def _checkpoint(tensors: Mapping[str, Tensor], meter: _Meter) -> Iterator[_Buffer]:
+def _checkpoint(tensors: Mapping[str, Tensor], meter: _Meter) -> Iterator[Buffer]:
     for name, tensor in tensors.items():
         yield from ckpt.values(name, meter.through(name, tensor))
 
 
-def _safetensors(tensors: Mapping[str, Tensor], framework: str, meter: _Meter) -> Iterator[_Buffer]:
+def _safetensors(tensors: Mapping[str, Tensor], framework: str, meter: _Meter) -> Iterator[Buffer]:
     """The bytes of a safetensors file: its head, and the tensors."""
     head, starts = files.head({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, framework)
     yield head

@@ -3,16 +3,17 @@
 The header is parsed here and not by the safetensors library, because its NumPy side cannot read bfloat16.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from llmbench.errors import InputError
+from llmbench.errors import ConfigError, InputError
 from llmbench.weights.ckpt import Checkpoint
 from llmbench.weights.tensors import STORED, Bits
 
@@ -27,6 +28,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", 
 
 _KINDS = {name: kind for kind, name in DTYPES.items()}
 _PICKLES = (".bin", ".pth", ".pt", ".pkl")
+_READ_BYTES = 16 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 
@@ -128,13 +130,15 @@ def open_file(path: Path) -> Weights:
     raise InputError(f"{path}: not a folder but a file, and neither *.safetensors nor *.ckpt")
 
 
-def head(tensors: Mapping[str, tuple[str, tuple[int, ...]]], framework: str) -> tuple[bytes, dict[str, int]]:
+def head(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], framework: str, **metadata: str
+) -> tuple[bytes, dict[str, int]]:
     """The head of a safetensors file of these tensors, (dtype, shape) each, and where each of them begins.
 
     It is padded so that what follows is aligned; wide dtypes come first, so that each tensor is.
     """
     order = sorted(tensors, key=lambda name: -STORED[tensors[name][0]].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": framework}}
+    header: dict[str, Any] = {"__metadata__": {"format": framework, **metadata}}
     starts: dict[str, int] = {}
     end = 0
     for name in order:
@@ -166,6 +170,50 @@ def read_header(path: Path) -> dict[str, Entry]:
     entries = {name: _entry(path, name, fields, 8 + length, size) for name, fields in header.items()}
     _refuse_overlaps(path, entries)
     return entries
+
+
+def header_text(path: Path) -> bytes:
+    """The header of a file that `read_header` has read, as it is written there."""
+    with path.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def contents(entry: Entry) -> Iterator[bytes]:
+    """The bytes of a tensor, some at a time. Raises InputError when there are fewer than there were."""
+    with entry.path.open("rb") as file:
+        file.seek(entry.offset)
+        left = entry.num_bytes
+        while left:
+            chunk = file.read(min(left, _READ_BYTES))
+            if not chunk:
+                raise InputError(f"{entry.path}: the file became shorter while it was read")
+            left -= len(chunk)
+            yield chunk
+
+
+def sha256(path: Path) -> str:
+    """Of a file, hex. Raises InputError."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(_READ_BYTES):
+                digest.update(data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the weights ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def check(folder: Path, expected: Mapping[str, str], listed: str) -> None:
+    """Raise InputError for a file that is not the one that was written, by its sha256; `listed` is the file with it."""
+    for name, digest in expected.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{folder / listed}: files: {name} is outside of this folder")
+        found = sha256(path)
+        if found != digest:
+            raise InputError(
+                f"{path}: its sha256 is {found}, {listed} has {digest}; it was changed or damaged after it was written"
+            )
 
 
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

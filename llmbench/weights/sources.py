@@ -23,6 +23,9 @@ from llmbench.weights.config import ModelConfig, check_shapes, expected_shapes
 from llmbench.weights.strategy import Strategy
 from llmbench.weights.tensors import Tensor, equal, of
 
+COMPRESSED = "compression.json"
+"""What `weights compress` leaves beside weights that can only be opened when they are decompressed."""
+
 REPORT = "conversion.json"
 """What a conversion leaves beside its weights; its `layout` is that of the folder."""
 
@@ -105,6 +108,11 @@ def _open_random(spec: str, preset: str, seed: int) -> Opened:
 
 
 def _open_folder(name: str, folder: Path, how: How) -> Opened:
+    if (folder / COMPRESSED).exists():
+        raise InputError(
+            f"{folder}: its weights are compressed, which nothing computes with;"
+            " `llmbench weights decompress` writes those that they are of"
+        )
     if how.infer or how.strategy is not None or (folder / strategy.FILE).exists():
         return _open_ranks(name, folder, how)
     if (folder / "rank_0").is_dir():
@@ -201,7 +209,7 @@ def _open_ranks(name: str, folder: Path, how: How) -> Opened:
         strategy.check_model(path, cut, expected)
         folders = _ranks_of(folder, cut, path)
         if how.verify:
-            strategy.check_files(folder, cut)
+            files.check(folder, cut.files, strategy.FILE)
         ranks = _ranks(folders, cut.layout, shape.config, how)
     opened = Opened(
         name=name,

@@ -8,7 +8,6 @@ Parameters have their Hugging Face names and whole shapes, whatever the layout o
 for strategies that are written by hand.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -25,8 +24,6 @@ Mode = Literal["split", "replicate", "head_replicate", "rank0_only"]
 
 ADDED_ONCE = tuple(f"{linear}_proj.{part}" for linear in ("o", "down") for part in ("bias", "quant_bias"))
 """The ends of the names of biases behind a sum over the ranks."""
-
-_READ_BYTES = 16 << 20
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -152,26 +149,6 @@ def check_model(path: Path, strategy: Strategy, shapes: Mapping[str, tuple[int, 
     more = next((name for name in strategy.params if name not in shapes), None)
     if more is not None:
         raise ConfigError(f"{path}: params.{more}: config.json asks for no such tensor; is it of another model?")
-
-
-def check_files(folder: Path, strategy: Strategy) -> None:
-    """Raise InputError for a file that is not the one that was written, by its sha256."""
-    for name, expected in strategy.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{folder / FILE}: files: {name} is outside of this folder")
-        digest = hashlib.sha256()
-        try:
-            with path.open("rb") as file:
-                while data := file.read(_READ_BYTES):
-                    digest.update(data)
-        except OSError as error:
-            raise InputError(f"{path}: cannot read the weights ({error.strerror})") from error
-        if digest.hexdigest() != expected:
-            raise InputError(
-                f"{path}: its sha256 is {digest.hexdigest()}, {FILE} has {expected}; it was changed or damaged after it"
-                " was written"
-            )
 
 
 def join(
