@@ -20,7 +20,7 @@ from llmbench.weights.export import Form, Quantised
 from llmbench.weights.guide import FLOAT_FOLDER as ANTI_WEIGHT
 from llmbench.weights.model import Model, of_weights
 from llmbench.weights.quantised import DeqForm, KVScales, Linear
-from llmbench.weights.sources import EMBEDDING, Opened
+from llmbench.weights.sources import EMBEDDING, How, Opened, open_weights
 from llmbench.weights.tensors import cast
 
 Kind: TypeAlias = Literal["W8A8", "W8A16"]
@@ -76,6 +76,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     linears: list[Row]
     bytes_before: int
     bytes_after: int
+    """Of all tensors, whatever lies beside them."""
     versions: dict[str, str]
 
 
@@ -109,7 +110,8 @@ def quantise(calibration: Calibration, settings: Settings, out: Path, progress: 
     # as msmodelslim stores it for models of 16 bits of either kind
     deq_scale: DeqForm = "float32" if opened.tensors[EMBEDDING].dtype == "bfloat16" else "int64"
     export.write(aside, opened, model, settings.form, deq_scale, progress)
-    report = _report(calibration, settings, rows, _size(aside))
+    made = open_weights(str(aside), How(strict=False))
+    report = _report(calibration, settings, rows, sum(tensor.num_bytes for tensor in made.tensors.values()))
     if calibration.settings.method != "none" and not (aside / ANTI_WEIGHT).exists():
         target = Target(layout="hf", dtype=settings.dtype or "float32")
         convert.convert(calibration.opened, aside / ANTI_WEIGHT, target, progress)
@@ -193,8 +195,3 @@ def _report(calibration: Calibration, settings: Settings, rows: list[Row], bytes
         bytes_after=bytes_after,
         versions=versions(),
     )
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the weights in a folder."""
-    return sum(path.stat().st_size for pattern in ("*.safetensors", "*.npy") for path in folder.rglob(pattern))
