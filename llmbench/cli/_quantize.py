@@ -14,7 +14,8 @@ from llmbench.errors import ConfigError, InputError
 from llmbench.quantize import calibrate, choose, make, observers, samples, smooth
 from llmbench.quantize.calibrate import Calibration
 from llmbench.quantize.choose import Choice
-from llmbench.quantize.make import Report
+from llmbench.quantize.make import Report, Row
+from llmbench.quantize.sparse import Figures, Knobs
 from llmbench.report.files import as_json
 from llmbench.report.terminal import Terminal
 from llmbench.weights.convert import DTYPES
@@ -43,6 +44,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What is made of it, as it was typed."""
 
     kind: str
+    sparse: bool
+    fraction: float | None
+    sigma_factor: float | None
+    nonuniform: bool
     disable_level: str
     float_layers: str
     float_linears: tuple[str, ...]
@@ -119,14 +124,22 @@ def of_wanted(wanted: Wanted, opened: Opened) -> make.Settings:
         down=wanted.kind == "w8a8" if wanted.rollback_down is None else wanted.rollback_down,
         whole_layers=wanted.whole_layers,
     )
+    if wanted.sparse and wanted.kind != "w8a8":
+        raise ConfigError(f"--sparse is W8A8S: leave --kind {wanted.kind} out")
     given = {
-        "kind": _KINDS[wanted.kind],
+        "kind": "W8A8S" if wanted.sparse else _KINDS[wanted.kind],
         "kv_cache": None if wanted.kv == "float" else wanted.kv,
         "asymmetric": wanted.asymmetric,
         "form": wanted.form,
         "dtype": wanted.dtype,
     }
-    return msgspec.structs.replace(msgspec.convert(given, make.Settings), choice=choice)
+    return msgspec.structs.replace(msgspec.convert(given, make.Settings), choice=choice, sparse=_knobs(wanted))
+
+
+def _knobs(wanted: Wanted) -> Knobs | None:
+    """What was typed of a W8A8S; None when nothing was."""
+    found = Knobs(fraction=wanted.fraction, sigma_factor=wanted.sigma_factor, nonuniform=wanted.nonuniform)
+    return None if found == Knobs() else found
 
 
 def _known(flag: str, kind: str, given: str, known: list[str]) -> None:
@@ -152,14 +165,32 @@ class Line:
             _progress.line()
 
 
+_SPARSE = ("zeros", "values", "outliers", "power", "W error")
+
+
+def _sparse(found: Figures | None) -> tuple[str, ...]:
+    """What became of the weight of a W8A8S; nothing of one that stays float."""
+    if found is None:
+        return ("",) * len(_SPARSE)
+    shares = (f"{found.zeros:.1%}", str(found.num_distinct), f"{found.outliers:.2%}")
+    return (*shares, f"{found.power:g}", f"{found.error:.2%}")
+
+
+def _input(row: Row) -> tuple[str, str]:
+    return f"{row.score:.1f}", f"{row.low:.4g} … {row.high:.4g}"
+
+
 def show(terminal: Console, report: Report, out: Path) -> None:
     """The table of linears, and what the whole came to."""
-    table = Table("linear", "kind", "score", "range of its input", "relative error", box=None, pad_edge=False)
+    is_sparse = any(row.sparse is not None for row in report.linears)
+    named = _SPARSE if is_sparse else ("score", "range of its input")
+    table = Table("linear", "kind", *named, "error" if is_sparse else "relative error", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     for row in report.linears:
         error = row.why or "" if row.relative_error is None else f"{row.relative_error:.3%}"
-        table.add_row(row.name, row.kind, f"{row.score:.1f}", f"{row.low:.4g} … {row.high:.4g}", error)
+        name = row.name.removeprefix("model.layers.")
+        table.add_row(name, row.kind, *(_sparse(row.sparse) if is_sparse else _input(row)), error)
     terminal.print(table)
     num = sum(row.relative_error is not None for row in report.linears)
     layers = ",".join(map(str, report.float_layers)) or "none"

@@ -36,6 +36,19 @@ def make(
     num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1, help="Samples, drawn by --seed.")] = 32,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a sample at most.")] = 512,
     kind: Annotated[str, typer.Option(help="w8a8, or w8a16: weights only.")] = "w8a8",
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="W8A8S: w8a8 with weights on a grid of 4 bits but for outliers.")
+    ] = False,
+    fraction: Annotated[
+        float | None,
+        typer.Option(help="Of --sparse: share of a channel's weights that keep 8 bits.  [default: 0.011]"),
+    ] = None,
+    sigma_factor: Annotated[
+        float | None, typer.Option(help="Of --sparse: those beyond so many standard deviations; 3 to 4.")
+    ] = None,
+    nonuniform: Annotated[
+        bool, typer.Option("--nonuniform", help="Of --sparse: a power-law grid, finer where weights are more.")
+    ] = False,
     anti: Annotated[
         str,
         typer.Option(
@@ -84,6 +97,7 @@ def make(
     llmbench quantize embedded -o w8a8
     llmbench quantize LLAMA2_7B -o OUT --anti m1 --disable-level L6 --calib ceval:CEVAL -n 50
     llmbench quantize QWEN2 -o OUT --kind w8a16 --anti m3 --calib prompts.jsonl
+    llmbench quantize DIR -o OUT --sparse --fraction 0.05
     llmbench serve --model w8a8
 
     The float model goes through layer by layer, so that it may be larger than the memory. What is broken off goes on
@@ -105,6 +119,10 @@ def make(
     )
     wanted = _quantize.Wanted(
         kind=kind,
+        sparse=sparse,
+        fraction=fraction,
+        sigma_factor=sigma_factor,
+        nonuniform=nonuniform,
         disable_level=disable_level,
         float_layers=float_layers,
         float_linears=tuple(float_linears),

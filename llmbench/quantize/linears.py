@@ -47,13 +47,20 @@ def symmetric(weight: Floats) -> tuple[Int8, Float32]:
     return quantised, scale
 
 
-def w8a8(name: str, weight: Floats, bias: Floats | None, scale: float, offset: int) -> W8A8:
-    """A linear [out, in] whose input has this scale and offset.
+def w8a8(
+    name: str,
+    weight: Floats,
+    bias: Floats | None,
+    scale: float,
+    offset: int,
+    as_int8: tuple[Int8, Float32] | None = None,
+) -> W8A8:
+    """A linear [out, in] whose input has this scale and offset; `as_int8` is its weight with its scales, if known.
 
     deq_scale = input scale * weight scale; quant_bias = round(bias / deq_scale - offset * sum of the row's int8).
     Raises InputError, which names the linear, for a bias that int32 does not hold.
     """
-    quantised, weight_scale = symmetric(weight)
+    quantised, weight_scale = symmetric(weight) if as_int8 is None else as_int8
     deq_scale = (scale * weight_scale.astype(np.float64)).astype(np.float32)
     correction = quantised.sum(axis=1, dtype=np.int64) * offset
     fp_bias: Float64 = np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)

@@ -4,34 +4,36 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from llmbench.errors import ConfigError, InputError
-from llmbench.quantize import choose, linears
+from llmbench.quantize import choose, linears, sparse
 from llmbench.quantize.calibrate import Calibration, versions
 from llmbench.quantize.choose import Choice
 from llmbench.quantize.forward import POINTS
+from llmbench.quantize.sparse import Figures, Knobs
 from llmbench.weights import convert, export, quantised
 from llmbench.weights.convert import Progress, Target
 from llmbench.weights.export import Form, Quantised
 from llmbench.weights.guide import FLOAT_FOLDER as ANTI_WEIGHT
 from llmbench.weights.model import Model, of_weights
-from llmbench.weights.quantised import DeqForm, KVScales, Linear
+from llmbench.weights.quantised import DeqForm, Kind, KVScales, Linear
 from llmbench.weights.sources import EMBEDDING, How, Opened, open_weights
 from llmbench.weights.tensors import cast
-
-Kind: TypeAlias = Literal["W8A8", "W8A16"]
 
 REPORT = "quantisation.json"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is made: `asymmetric` is of W8A16's weights, `dtype` of what stays float, None for as it is."""
+    """What is made: `sparse` is how W8A8S is; `asymmetric` is of W8A16's weights, `dtype` of what stays float, None for
+    as it is.
+    """
 
     kind: Kind = "W8A8"
+    sparse: Knobs | None = None
     choice: Choice = Choice()
     kv_cache: Literal["int8"] | None = None
     asymmetric: bool = False
@@ -42,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a linear. `low` and `high` are the range of its input, `score` that of the input's outliers, see
     observers.Score; `relative_error` is |y' - y| / |y| on rows of calibration; None where it stays float, `why` then
-    says the reason.
+    says the reason. `sparse` is of W8A8S.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     low: float
     high: float
     relative_error: float | None = None
+    sparse: Figures | None = None
     why: str | None = None
 
 
@@ -86,6 +89,10 @@ def check(settings: Settings, opened: Opened) -> None:
         raise InputError(f"model {opened.name}: it is quantised already; take the float model that it was made of")
     if settings.asymmetric and settings.kind != "W8A16":
         raise ConfigError(f"--asymmetric: of the weights of W8A16; those of {settings.kind} are symmetric")
+    if settings.sparse is not None:
+        if settings.kind != "W8A8S":
+            raise ConfigError(f"--fraction, --sigma-factor, --nonuniform: of W8A8S, not {settings.kind}; add --sparse")
+        sparse.check(settings.sparse)
     choose.check(settings.choice, opened.config.num_layers)
 
 
@@ -137,15 +144,24 @@ def _made(
                 row = Row(name=name, kind="FLOAT", score=seen.score, low=seen.low, high=seen.high, why=kept.get(name))
                 if row.why is None:
                     weight, bias = model.tensor(f"{name}.weight"), _bias(model, name)
-                    found = (
-                        linears.w8a8(name, weight, bias, *ends)
-                        if settings.kind == "W8A8"
-                        else linears.w8a16(weight, bias, asymmetric=settings.asymmetric)
-                    )
+                    found, figures = _linear(name, weight, bias, ends, settings)
                     error = linears.relative_error(found, weight, bias, calibration.rows(layer, point))
-                    row = msgspec.structs.replace(row, kind=settings.kind, relative_error=error)
+                    row = msgspec.structs.replace(row, kind=settings.kind, relative_error=error, sparse=figures)
                     yield name, found
                 rows.append(row)
+
+
+def _linear(
+    name: str, weight: linears.Float32, bias: linears.Float32 | None, ends: tuple[float, int], settings: Settings
+) -> tuple[Linear, Figures | None]:
+    """A linear of the kind that is wanted, and what became of the weight of a W8A8S."""
+    if settings.kind == "W8A16":
+        return linears.w8a16(weight, bias, asymmetric=settings.asymmetric), None
+    if settings.kind == "W8A8":
+        return linears.w8a8(name, weight, bias, *ends), None
+    found = sparse.quantised(weight, settings.sparse or Knobs())
+    made = linears.w8a8(name, weight, bias, *ends, as_int8=(found.values, found.scale))
+    return made, sparse.figures(weight, found)
 
 
 def _bias(model: Model, name: str) -> linears.Float32 | None:

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from llmbench.cli import app
 from llmbench.errors import InputError
+from llmbench.quantize import sparse
+from llmbench.weights import compress, sizes
 from llmbench.weights.model import open_model
 from llmbench.weights.quantised import W8A8, W8A16
 from tests.conftest import ROOT, poll
@@ -174,3 +177,46 @@ def test_a_calibration_of_other_settings_is_not_taken_up_unless_begun_anew(tmp_p
         run("embedded", "-o", tmp_path / "out", *FEW)
     run("embedded", "-o", tmp_path / "out", *FEW, "--restart")
     assert (tmp_path / "out" / "quantisation.json").exists()
+
+
+def test_a_sparse_model_is_a_w8a8_model_on_a_grid_and_comes_back_from_its_compressed_form(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "sparse"
+    said = run("embedded", "-o", out, *FEW, "--sparse", "--fraction", 0.05, "--nonuniform")
+    assert "outliers" in said
+    model = open_model(str(out))
+    assert set(model.config.quantised.values()) == {"W8A8S"}
+    name = "model.layers.0.mlp.up_proj"
+    linear = model.linear(name)
+    assert isinstance(linear, W8A8)
+    weight = open_model(str(out / "anti_weight")).tensor(f"{name}.weight")
+    expected = sparse.quantised(weight, sparse.Knobs(fraction=0.05, nonuniform=True))
+    assert np.array_equal(linear.weight, expected.values)
+    assert np.allclose(linear.deq_scale, linear.input_scale * expected.scale, rtol=1e-6)
+    report = json.loads((out / "quantisation.json").read_text())
+    row = next(row for row in report["linears"] if row["name"] == name)
+    assert row["sparse"] == msgspec.to_builtins(sparse.figures(weight, expected))
+    assert 0.1 > row["sparse"]["error"] > 0.05
+    compress.compress(out, tmp_path / "small", compress.Wanted(), lambda *_: None)
+    assert sizes.of(str(tmp_path / "small")).linears < sizes.of(str(out)).linears - 600_000
+    compress.decompress(tmp_path / "small", tmp_path / "back", lambda *_: None)
+    there = {path: data for path, data in contents(out).items() if not path.startswith("anti_weight")}
+    assert contents(tmp_path / "back") == there
+    with pytest.raises(InputError, match="its weights are compressed"):
+        open_model(str(tmp_path / "small"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (("--fraction", 0.1), "--fraction, --sigma-factor, --nonuniform: of W8A8S, not W8A8; add --sparse"),
+        (("--sparse", "--fraction", 0.7), "--fraction: must be from 0 to 0.5, got 0.7"),
+        (("--sparse", "--sigma-factor", 0), "--sigma-factor: must be above 0"),
+        (("--sparse", "--kind", "w8a16"), "--sparse is W8A8S: leave --kind w8a16 out"),
+    ],
+)
+def test_knobs_of_sparse_weights_that_cannot_be_are_refused(tmp_path: Path, flags: tuple[Any, ...], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        run("embedded", "-o", tmp_path / "out", *FEW, *flags)
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,177 @@
+"""W8A8S: most of a weight on a grid of 4 bits, a few outliers at 8, all of it int8 as W8A8 stores and computes it.
+
+msModelSlim's knobs are documented, its algorithm is closed (ascend-formats, 4.6); this one is llmbench's own. Of a
+matrix W [out, in], n a channel (row) of it:
+
+1. Outliers are the `fraction` of a channel's weights with the largest |W|, or those beyond `sigma_factor` standard
+   deviations (around 0, as the grid is); where both are given, those that are both. top[n] is the largest |W| among
+   the others.
+2. The others become one of 15 levels, the same in all channels: +-round(reach * (i / 7) ** power), i = 0 ... 7, the
+   nearest to W / scale. The power is 1; of `nonuniform` that of `POWERS` with the least squared error, with which
+   levels are closer where weights are more.
+3. Outliers become round(W / scale), in all of the 8 bits.
+4. reach is the largest with which the outliers of every channel are within 127, but at least `LEAST_REACH`;
+   scale[n] = max(top[n] / reach, max|W[n]| / 127), so that a channel with outliers too far out has a coarser grid.
+
+Few values, and many zeros, make it compress well (`weights compress`); it is not faster by itself.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from llmbench.errors import ConfigError
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int8 = npt.NDArray[np.int8]
+Floats = Float32 | Float64
+
+FRACTION = 0.011
+"""That of the example for LLaMA2."""
+LEVELS = 7
+"""Of each sign, beside 0: what 4 bits hold."""
+LEAST_REACH = 35
+"""With it the levels of each power are still different ones."""
+POWERS = (1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
+_BLOCK = 1 << 22  # values that are worked on at once
+_SAMPLED_ROWS = 256  # by which the power is chosen
+
+
+class Knobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Which weights keep 8 bits: a `fraction` of each channel, or those beyond `sigma_factor` deviations.
+
+    With neither it is `FRACTION`, with both those that are both.
+    """
+
+    fraction: float | None = None
+    sigma_factor: float | None = None
+    nonuniform: bool = False
+
+
+class Sparse(NamedTuple):
+    """A matrix: int8 [out, in], float32 [out] scales; W is near values * scale. `reach` and `power` are the grid's."""
+
+    values: Int8
+    scale: Float32
+    reach: int
+    power: float
+    num_outliers: int
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a matrix; `error` is |W' - W| / |W| (Frobenius), `num_distinct` how many int8 there are in it."""
+
+    zeros: float
+    num_distinct: int
+    outliers: float
+    power: float
+    error: float
+
+
+class _Channels(NamedTuple):
+    """Of each channel, [out]: the largest |W|, the largest that is no outlier, and how many outliers there are."""
+
+    largest: Float64
+    top: Float64
+    num_outliers: int
+
+
+def check(knobs: Knobs) -> None:
+    """Raise ConfigError for knobs out of their range."""
+    if knobs.fraction is not None and not 0 <= knobs.fraction <= 0.5:
+        raise ConfigError(f"--fraction: must be from 0 to 0.5, got {knobs.fraction:g}; 0.01 to 0.1 is usual")
+    if knobs.sigma_factor is not None and not 0 < knobs.sigma_factor <= 10:
+        raise ConfigError(f"--sigma-factor: must be above 0 and up to 10, got {knobs.sigma_factor:g}; 3 to 4 is usual")
+
+
+def quantised(weight: Floats, knobs: Knobs) -> Sparse:
+    """A weight [out, in] as W8A8S."""
+    found = _channels(weight, knobs)
+    known = found.largest > 0
+    shares = found.top[known] / found.largest[known]
+    reach = max(LEAST_REACH, int(127 * shares.min(initial=1.0)))
+    scale = np.maximum(found.top / reach, found.largest / 127)
+    scale[~known] = 1.0
+    own = scale.astype(np.float32)
+    power = _power(weight, found.top, own, reach) if knobs.nonuniform else 1.0
+    values = np.empty(weight.shape, np.int8)
+    for rows in _blocks(weight):
+        values[rows] = _placed(weight[rows], found.top[rows], own[rows], _levels(reach, power))
+    return Sparse(values, own, reach, power, found.num_outliers)
+
+
+def figures(weight: Floats, found: Sparse) -> Figures:
+    """How a matrix was changed."""
+    return Figures(
+        zeros=1 - np.count_nonzero(found.values) / found.values.size,
+        num_distinct=int(np.count_nonzero(np.bincount(found.values.reshape(-1).view(np.uint8), minlength=256))),
+        outliers=found.num_outliers / found.values.size,
+        power=found.power,
+        error=_error(weight, found.values, found.scale),
+    )
+
+
+def _channels(weight: Floats, knobs: Knobs) -> _Channels:
+    """What is large in each channel."""
+    largest, top = np.zeros(len(weight)), np.zeros(len(weight))
+    num_outliers = 0
+    for rows in _blocks(weight):
+        size = np.abs(weight[rows])
+        is_outlier = size > _threshold(size, knobs)[:, None]
+        largest[rows] = size.max(axis=1)
+        top[rows] = np.where(is_outlier, 0, size).max(axis=1)
+        num_outliers += int(is_outlier.sum())
+    return _Channels(largest, top, num_outliers)
+
+
+def _threshold(size: Floats, knobs: Knobs) -> Float64:
+    """The largest |W| of each row, [m], that is no outlier."""
+    found = np.zeros(len(size))
+    if knobs.sigma_factor is not None:
+        found += knobs.sigma_factor * np.sqrt(np.square(size, dtype=np.float64).mean(axis=1))
+    fraction = FRACTION if knobs.fraction is None and knobs.sigma_factor is None else knobs.fraction
+    if fraction is not None:
+        num_left = size.shape[1] - round(fraction * size.shape[1])
+        found = np.maximum(found, np.partition(size, num_left - 1, axis=1)[:, num_left - 1])
+    return found
+
+
+def _levels(reach: int, power: float) -> Float64:
+    """float64 [8]: 0 and the levels above it, whole numbers."""
+    found: Float64 = np.rint(reach * (np.arange(LEVELS + 1) / LEVELS) ** power)
+    return found
+
+
+def _placed(weight: Floats, top: Float64, scale: Float32, levels: Float64) -> Int8:
+    """Some rows as int8 [m, in]."""
+    size = np.abs(weight)
+    units = size / scale[:, None]
+    places = np.zeros(weight.shape, np.uint8)
+    for middle in (levels[1:] + levels[:-1]) / 2:
+        places += units > middle
+    values = np.where(size > top[:, None], np.minimum(np.rint(units), 127), levels[places])
+    return np.copysign(values, weight).astype(np.int8)
+
+
+def _power(weight: Floats, top: Float64, scale: Float32, reach: int) -> float:
+    """The power with the least squared error, by some rows from all over the matrix."""
+    some = slice(None, None, -(-len(weight) // _SAMPLED_ROWS))
+
+    def error(power: float) -> float:
+        return _error(weight[some], _placed(weight[some], top[some], scale[some], _levels(reach, power)), scale[some])
+
+    return min(POWERS, key=error)
+
+
+def _error(weight: Floats, values: Int8, scale: Float32) -> float:
+    size = float(np.linalg.norm(weight))
+    return float(np.linalg.norm(values * scale[:, None] - weight)) / size if size else 0.0
+
+
+def _blocks(weight: Floats) -> list[slice]:
+    """Rows that are worked on at once."""
+    step = max(1, _BLOCK // weight.shape[1])
+    return [slice(start, start + step) for start in range(0, len(weight), step)]
