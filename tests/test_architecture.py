@@ -49,6 +49,8 @@ ONLY_IN: dict[str, set[str]] = {
     "pyarrow": {"report"},
     "jinja2": {"serving"},
     "matplotlib": {"report", "cli"},
+    "numba": {"engines"},
+    "llvmlite": {"engines"},
     "mindspore": {"engines", "weights.files"},
     "mindformers": {"engines", "weights.files"},
     "torch": {"weights.meta"},  # opens pickles without running what is in them
@@ -64,6 +66,8 @@ HEAVY = {
     "scipy",
     "numpy",
     "sentencepiece",
+    "numba",
+    "llvmlite",
     "mindspore",
     "torch",
     "matplotlib",

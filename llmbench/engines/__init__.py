@@ -7,6 +7,8 @@ The KV cache is paged: position p of a sequence lies in block `block_table[p // 
 the scheduler, not the engine, decides which blocks are whose.
 """
 
+import importlib.util
+import logging
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -34,7 +36,14 @@ SAMPLING = np.dtype(
 )
 
 
-_EXTRAS = {"mindspore": "mindspore", "mindformers": "mindspore"}  # library -> our extra that brings it
+_EXTRAS = {
+    "mindspore": "mindspore",
+    "mindformers": "mindspore",
+    "numba": "fast",
+    "llvmlite": "fast",
+}  # library -> our extra
+
+_log = logging.getLogger(__name__)
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +167,30 @@ class Group(Protocol):
     def gather(self, array: Float32) -> Float32 | None:
         """float32 [size, ...] at rank 0, every rank's array in their order; None at the others."""
         ...
+
+
+def choose(num_ranks: int = 1) -> str:
+    """The engine of those who name none: numba_llama where it is installed and quick, else numpy_llama.
+
+    The log says which, and why.
+    """
+    name, reason = _choice(num_ranks)
+    _log.info("engine %s: %s", name, reason)
+    return name
+
+
+def _choice(num_ranks: int) -> tuple[str, str]:
+    if num_ranks > 1:
+        return "numpy_llama", f"of {num_ranks} ranks, and numba_llama runs on one"
+    if importlib.util.find_spec("numba") is None:
+        return "numpy_llama", "numba is not installed; pip install 'llmbench[fast]'"
+    try:
+        found = importlib.import_module("llmbench.engines._numba_isa").ISA
+    except ImportError as error:  # as for a NumPy that numba does not know yet
+        return "numpy_llama", f"numba cannot be imported: {error}"
+    if not found.quick:
+        return "numpy_llama", f"numba_llama would have to do with the instructions {found.name!r} on this processor"
+    return "numba_llama", f"numba is installed, with {found.name} instructions"
 
 
 def get(name: str, model: Model, settings: EngineSettings, group: Group | None = None) -> Engine:

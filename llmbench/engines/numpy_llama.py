@@ -13,12 +13,12 @@ from llmbench.engines import Batch, Capacity, EngineSettings, Group, StepResult,
 from llmbench.engines import _attention as attention
 from llmbench.engines import _llama_weights as weights
 from llmbench.engines import _matrix as matrix
+from llmbench.engines import _rope as rope
 from llmbench.engines import _rounding as rounding
 from llmbench.engines import _step as step
 from llmbench.engines._blas import available_threads, has_small_matrix_kernels, set_threads
 from llmbench.errors import ServingError
 from llmbench.weights import shard
-from llmbench.weights.config import ModelConfig
 from llmbench.weights.model import Model
 
 Int32 = npt.NDArray[np.int32]
@@ -68,7 +68,7 @@ class NumpyLlama:
         shape = (config.num_layers, num_blocks, settings.block_size, 2 * config.num_kv_heads, config.head_dim)
         self._cache: Float32 = np.zeros(shape, dtype)
         self._max_model_len = min(config.max_positions, num_blocks * settings.block_size)
-        self._rotations = _rotations(config, self._max_model_len, dtype)
+        self._rotations = rope.rotations(config, self._max_model_len, dtype)
         self._scratches = [attention.Scratch(dtype) for _ in range(self._workers.num_threads)]
         self._scratch = self._scratches[0]
         self._watcher: Watcher | None = None
@@ -335,19 +335,6 @@ def sharded(model: Model, settings: EngineSettings, group: Group) -> ShardedLlam
     step.check_memory(model)
     group.all_reduce(np.zeros(1, np.float32))  # nobody takes memory before everybody has looked at what is free
     return ShardedLlama(model, settings, group)
-
-
-def _rotations(config: ModelConfig, num_positions: int, dtype: npt.DTypeLike) -> npt.NDArray[np.complex64]:
-    """complex64 [positions, head_dim / 2]: exp(i * position * theta^(-2 j / head_dim))."""
-    # frequencies and angles in float32 as Hugging Face has them: at position 4000 their rounding is seen, so it is part
-    # of what the model is, also where the rest is computed in float64
-    powers = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1) / np.float32(config.rope_theta) ** powers
-    angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
-    angles = angles.astype(dtype, copy=False)
-    rotations = np.empty(angles.shape, np.result_type(dtype, np.complex64))
-    rotations.real, rotations.imag = np.cos(angles), np.sin(angles)
-    return rotations
 
 
 def _share_out(num_threads: int) -> tuple[matrix.Workers, matrix.Layout]:

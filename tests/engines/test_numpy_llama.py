@@ -139,17 +139,21 @@ def step(engine: Engine, tables: npt.NDArray[np.int32], *parts: tuple[Ids, int])
     return logits
 
 
-def deviation(model: Model, expected: list[Float64], ids: list[Ids], num_decoded: int, num_ranks: int = 1) -> float:
+def deviation(
+    model: Model,
+    expected: list[Float64],
+    ids: list[Ids],
+    num_decoded: int,
+    num_ranks: int = 1,
+    name: str = "numpy_llama",
+) -> float:
     """The largest |difference| of logits from `expected` [T, vocab] of each sequence: each alone and all together,
     whole and in two pieces, then `num_decoded` tokens more.
     """
     longest = max(map(len, ids))
     settings = EngineSettings(num_blocks=len(ids) * (longest // 16 + 1), threads=2)
     engine: Engine
-    if num_ranks == 1:
-        engine = engines.get("numpy_llama", model, settings)
-    else:
-        engine = Together("numpy_llama", model, settings, num_ranks)
+    engine = engines.get(name, model, settings) if num_ranks == 1 else Together(name, model, settings, num_ranks)
     tables = np.random.default_rng(0).permutation(engine.capacity().num_blocks).astype(np.int32).reshape(len(ids), -1)
     worst = 0.0
     for members in [*([i] for i in range(len(ids))), list(range(len(ids)))]:
