@@ -6,7 +6,6 @@ float64. Few rows are worked on at a time, so that they stay in a core's second 
 from the third, each step takes twice as long. Formulas: accuracy-methods, section 2.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -87,7 +86,7 @@ class Scratch:
         self.tile = max(1, min(num_rows, _TILE_VALUES // vocab_size))
         self.weight: Float32 = digest.aligned((self.tile, vocab_size), np.float32)
         self.powers: list[Float32] = [digest.aligned((self.tile, vocab_size), np.float32) for _ in range(_MOST_TERMS)]
-        num_pieces = vocab_size // _piece(vocab_size)
+        num_pieces = vocab_size // digest.piece(vocab_size)
         self.products = np.empty((num_rows, _MOST_TERMS, num_pieces, 1, 1), np.float32)
         self.square = np.empty((num_rows, num_pieces, 1, 1), np.float32)
         self.mixed = np.empty((num_rows, num_pieces, 1, 1), np.float32)
@@ -185,7 +184,7 @@ def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures,
     _largest(rows, out)
     mean = known.base["mean"]
     zz = (known.base["variance"] + mean**2) * vocab_size
-    zd, dd = _whole(rows.mixed), _whole(rows.square)
+    zd, dd = digest.added(rows.mixed), digest.added(rows.square)
     out["base_top"], out["new_top"] = known.base["top_id"], known.new["top_id"]
     out["margin"] = known.base["top"] - known.base["second"]
     out["finite"] = np.isfinite(zz) & np.isfinite(dd)
@@ -209,8 +208,8 @@ def _pass(rows: _Rows, room: Scratch) -> None:
     rows.highest[:], rows.lowest[:] = d.argmax(axis=1), d.argmin(axis=1)
     each = np.arange(n)
     rows.up[:], rows.down[:] = d[each, rows.highest], -d[each, rows.lowest]
-    _multiply(d, d, rows.square)
-    _multiply(d, rows.z, rows.mixed)
+    digest.multiply(d, d, rows.square)
+    digest.multiply(d, rows.z, rows.mixed)
     span = np.maximum(rows.up - rows.shift, rows.down + rows.shift)  # the largest |u|
     largest = float(span.max())
     if n > 1 and not largest <= _SMALL:  # each as it needs
@@ -237,7 +236,7 @@ def _weigh(rows: _Rows, powers: list[Float32], w: Float32, largest: float) -> No
         num_terms = 2
         np.exp(u, out=powers[1])
     for k in range(num_terms):
-        _multiply(powers[k], w, rows.products[:, k])
+        digest.multiply(powers[k], w, rows.products[:, k])
     rows.products[:, num_terms:] = 0.0
 
 
@@ -289,7 +288,7 @@ def _divergence(rows: _Rows, sum_w: Float64, out: Figures) -> Float64:
     largest logit, so that what weighs most has u = 0 exactly. Where every |u| is small, a is taken from its series:
     of exp(u) in float32 too little would be left.
     """
-    products = _whole(rows.products) / sum_w[:, None]
+    products = digest.added(rows.products) / sum_w[:, None]
     b = products[:, 0]
     a = np.where(rows.by_series, products[:, 1:] @ _FACTORS, products[:, 1] - 1 - b)
     span = np.maximum(rows.up - rows.shift, rows.down + rows.shift)
@@ -316,28 +315,6 @@ def _not_finite(z: Float32, y: Float32, out: Figures) -> None:
     out["at"], out["base_value"], out["new_value"] = at, z[at], y[at]
     out["finite"] = not wrong.any()
     out["close"] = False
-
-
-def _multiply(a: Float32, b: Float32, out: Float32) -> None:
-    """The sums of a b over the pieces of each row: float32 [n, V] both, into [n, pieces, 1, 1].
-
-    For a row times a column NumPy calls the library's dot product, three times as fast as einsum.
-    """
-    n, vocab_size = a.shape
-    piece = _piece(vocab_size)
-    np.matmul(a.reshape(n, -1, 1, piece), b.reshape(n, -1, piece, 1), out=out)
-
-
-def _whole(pieces: Float32) -> Float64:
-    """Sums over rows from those over their pieces: float64 [...] from float32 [..., pieces, 1, 1]."""
-    total: Float64 = pieces.sum(axis=(-3, -2, -1), dtype=np.float64)
-    return total
-
-
-@functools.lru_cache(maxsize=8)
-def _piece(vocab_size: int) -> int:
-    """The longest divisor of the vocabulary up to 2048; all of it where there is none from 64 on."""
-    return next((size for size in range(min(2048, vocab_size), 63, -1) if vocab_size % size == 0), vocab_size)
 
 
 def units(base: Float32, new: Float32, dtype: str) -> Int64:

@@ -97,7 +97,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """`token_ids` int32 [n] (-1 where none was wanted), `chosen_logits` float32 [n] (raw logit of that token).
 
     `logits` float32 [m, vocab]: of the m sequences that wanted a token, in order, when asked for; None else.
-    `prompt_logits`: float32 [query_len, vocab] for each sequence in `score_prompts`, in order.
+    `prompt_logits`: float32 [query_len, vocab] for each sequence in `score_prompts`, in order. Later steps write
+    to none of these arrays.
     """
 
     token_ids: Int32

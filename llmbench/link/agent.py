@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,6 @@ from llmbench.weights.model import open_model
 
 TOKEN_VARIABLE = "LLMBENCH_AGENT_TOKEN"
 HOLLOW_TOKEN_ID = 300  # behind the bytes that a sentencepiece vocabulary begins with: it has text
-_log = logging.getLogger(__name__)
 
 
 class Held(NamedTuple):
@@ -59,7 +59,7 @@ def run_step(
     recorder: Recorder | None = None,
     forced: Forcing | None = None,
 ) -> frames.Done:
-    """One step from the arena and back into it; the recorder keeps what it is to write until `flush`."""
+    """One step from the arena and back into it; the recorder keeps what it is to write."""
     agent_start_ns = clock.now_ns()
     batch, asked, slots = arrays.batch(step.num_sequences, step.num_tokens), step.extras, arrays.slots
     capture, given = False, None
@@ -167,13 +167,16 @@ def _refused(error: LlmbenchError) -> frames.Refused:
 
 
 def serve(channel: frames.Channel) -> None:
-    """Answer frames until the server stops this agent or has gone. Raises AgentDied when its group is broken."""
+    """Answer frames until the server stops this agent or has gone.
+
+    Raises AgentDied when its group is broken, or captured rows cannot be written.
+    """
     held: Held | None = None
     hollow_time_s: float | None = None
     arena: Arena | None = None
     group: Collective | None = None
     try:
-        while (message := channel.receive()) is not None:
+        while (message := _next(channel, held)) is not None:
             try:
                 if isinstance(message, frames.Step):
                     assert held is not None, "a step came before the model"
@@ -186,10 +189,8 @@ def serve(channel: frames.Channel) -> None:
                         channel.send(run_step(held.engine, arena.arrays, message, held.recorder, held.forced))
                     else:
                         channel.send(run_hollow_step(arena.arrays, message, hollow_time_s))
-                    if held.recorder is not None and not flushed(
-                        held.recorder
-                    ):  # while the server hands out the tokens
-                        return
+                    if held.recorder is not None:  # while the server hands out the tokens
+                        written(held.recorder.write)
                 elif isinstance(message, frames.Load):
                     if (member := message.member) is not None:
                         group = Collective.join(Path(member.path), member.rank, member.size)
@@ -219,15 +220,20 @@ def serve(channel: frames.Channel) -> None:
             held.close()
 
 
-def flushed(recorder: Recorder) -> bool:
-    """Write what is kept; False when that cannot be done. The step is answered already: a second answer to it would be
-    taken for the next one's, so the agent ends instead."""
+def _next(channel: frames.Channel, held: Held | None) -> frames.Frame | None:
+    """The next frame; what the recorder still keeps is written when there is time."""
+    recorder = None if held is None else held.recorder
+    return channel.receive(None if recorder is None else lambda: written(recorder.flush))
+
+
+def written(write: Callable[[], None]) -> None:
+    """Write captured rows. Raises AgentDied when that cannot be done: the step is answered already, and a second answer
+    to it would be taken for the next one's.
+    """
     try:
-        recorder.flush()
-    except LlmbenchError:
-        _log.exception("the captured rows cannot be written")
-        return False
-    return True
+        write()
+    except (LlmbenchError, OSError) as error:
+        raise AgentDied(f"the captured rows cannot be written: {error}") from error
 
 
 def main(host: str, port: int) -> None:

@@ -1,13 +1,14 @@
 """The agent's capture: which rows of a step are kept, whose they are, and what was said before them.
 
-A step's rows are written after its answer has gone to the server, while that hands out the tokens; they are there
-before the next step begins.
+Rows are written after the answer has gone to the server, while that hands out the tokens: those of a few steps at
+once, which takes less time than one step after the other. What is kept for that an agent that is killed loses.
 """
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from llmbench.logits import contest, digest, policy, store
 Int64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 _HEAD = 20  # ids of a prompt that a contest name is made from, and that a person knows it again by
+_MOST_STEPS, _MOST_ROWS = 4, 64  # a store is written when so many steps, or rows, are there
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd: different tokens stay different
 
 
@@ -40,12 +42,16 @@ class Recorder(Protocol):
         """
         ...
 
+    def write(self) -> None:
+        """Write what was taken, if there is enough of it."""
+        ...
+
     def flush(self) -> None:
-        """Write what was taken."""
+        """Write all that was taken."""
         ...
 
     def close(self) -> None:
-        """Write what was taken, and end."""
+        """Write all that was taken, and end."""
         ...
 
 
@@ -79,6 +85,9 @@ class ContestRecorder:
             self._taken = result
             self._token_ids = result.token_ids[self._wanted].astype(np.int64)
 
+    def write(self) -> None:
+        self.flush()
+
     def flush(self) -> None:
         taken, self._taken = self._taken, None
         if taken is None:
@@ -102,6 +111,22 @@ class ContestRecorder:
         self._writer.close()
 
 
+class _Kept(NamedTuple):
+    """The rows of a step until they are written, n of them: `logits` float32 [n, V], and what their records say.
+
+    `requests`, `positions` and `tokens` are integers [n], `prefixes` uint64 [n], `forced` bool [n] or False for none;
+    `batch_size` is of the step.
+    """
+
+    logits: store.Float32
+    requests: Int64
+    positions: Int64
+    tokens: npt.NDArray[np.int32]
+    prefixes: npt.NDArray[np.uint64]
+    forced: Bools | bool
+    batch_size: int
+
+
 class StoreRecorder:
     """Writes a store. Follows every token, also those of rows that are not kept, so that each row that is kept knows a
     hash of the text before it.
@@ -116,10 +141,11 @@ class StoreRecorder:
         self._prefixes = np.zeros(0, np.uint64)
         self._in_slot = np.zeros(0, np.int64)
         self._requests: Int64 = np.zeros(0, np.int64)  # of the rows that want a token in this step
-        self._meta = np.zeros(0, store.INDEX)
-        self._chosen: npt.NDArray[np.bool_] = np.zeros(0, bool)
-        self._wanted: npt.NDArray[np.bool_] = np.zeros(0, bool)
-        self._taken: StepResult | None = None
+        self._positions: Int64 = np.zeros(0, np.int64)
+        self._batch_size = 0
+        self._chosen: Bools = np.zeros(0, bool)
+        self._wanted: Bools = np.zeros(0, bool)
+        self._kept: list[_Kept] = []
 
     def admit(self, admitted: list[frames.Admitted]) -> None:
         for sequence in admitted:
@@ -145,37 +171,61 @@ class StoreRecorder:
     def wants(self, batch: Batch, slots: npt.NDArray[np.int32]) -> bool:
         self._wanted = batch.wants_token.copy()
         self._requests = self._in_slot[slots[self._wanted]]
-        positions = batch.context_lens[self._wanted].astype(np.int64) - 1
-        steps = positions - self._prompt_lens[self._requests] + 1
+        self._positions = batch.context_lens[self._wanted].astype(np.int64) - 1
+        self._batch_size = len(slots)
         in_force = self._watched.now()
         ids = [self._ids[number] for number in self._requests.tolist()] if in_force.looks_at_requests else []
-        self._chosen = in_force.select(ids, steps, positions)
-        meta = np.zeros(len(positions), store.INDEX)
-        meta["request"], meta["step"], meta["position"] = self._requests, steps, positions
-        meta["batch"], meta["prefill"] = len(slots), steps == 0
-        meta["prefix"] = self._prefixes[self._requests]
-        self._meta = meta
+        self._chosen = in_force.select(ids, self._steps(self._requests, self._positions), self._positions)
         return bool(self._chosen.any())
+
+    def _steps(self, requests: Int64, positions: Int64) -> Int64:
+        """int64 [n]: the steps of rows at these positions."""
+        steps: Int64 = positions - self._prompt_lens[requests] + 1
+        return steps
 
     def take(self, result: StepResult, forced: Bools | None = None) -> None:
         tokens = result.token_ids[self._wanted]
-        self._meta["token"] = tokens
-        if forced is not None:
-            self._meta["forced"] = forced[self._wanted]
         before = self._prefixes[self._requests]
         after = digest.splitmix(before ^ ((tokens.astype(np.uint64) + np.uint64(1)) * _SPREAD))
         self._prefixes[self._requests] = np.where(before == 0, before, after)
-        self._taken = result if self._chosen.any() else None
+        if not self._chosen.any():
+            return
+        assert result.logits is not None, "the engine was asked for logits"
+        chosen = slice(None) if self._chosen.all() else self._chosen
+        self._kept.append(
+            _Kept(
+                logits=result.logits[chosen],
+                requests=self._requests[chosen],
+                positions=self._positions[chosen],
+                tokens=tokens[chosen],
+                prefixes=before[chosen],
+                forced=False if forced is None else forced[self._wanted][chosen],
+                batch_size=self._batch_size,
+            )
+        )
+
+    def write(self) -> None:
+        if len(self._kept) >= _MOST_STEPS or sum(len(step.logits) for step in self._kept) >= _MOST_ROWS:
+            self.flush()
 
     def flush(self) -> None:
-        taken, self._taken = self._taken, None
-        if taken is None:
-            return
-        assert taken.logits is not None, "the engine was asked for logits"
-        if self._chosen.all():
-            self._writer.write(taken.logits, self._meta)
-        else:
-            self._writer.write(taken.logits[self._chosen], self._meta[self._chosen])
+        kept, self._kept = self._kept, []
+        if kept:
+            logits = kept[0].logits if len(kept) == 1 else np.concatenate([step.logits for step in kept])
+            self._writer.write(logits, self._records(kept))
+
+    def _records(self, kept: Sequence[_Kept]) -> store.Records:
+        """INDEX [n] of all rows that are kept, as far as they are known here."""
+        ends = np.cumsum([len(step.logits) for step in kept]).tolist()
+        records = np.zeros(ends[-1], store.INDEX)
+        for step, end in zip(kept, ends, strict=True):
+            own = records[end - len(step.logits) : end]
+            own["request"], own["position"], own["token"] = step.requests, step.positions, step.tokens
+            own["prefix"], own["forced"], own["batch"] = step.prefixes, step.forced, step.batch_size
+        requests = records["request"].astype(np.int64)
+        records["step"] = self._steps(requests, records["position"].astype(np.int64))
+        records["prefill"] = records["step"] == 0
+        return records
 
     def close(self) -> None:
         self.flush()

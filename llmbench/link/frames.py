@@ -9,9 +9,11 @@ The server speaks first after the agent has said hello; every message of the ser
 """
 
 import os
+import select
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -24,6 +26,7 @@ from llmbench.link.extras import Extra, Scored
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 64 << 10
 _AWAKE_NS = 200_000
+_IDLE_S = 0.01
 _LARGEST_BYTES = 64 << 20  # a longer frame is not ours
 
 
@@ -202,16 +205,16 @@ class Channel:
     def send(self, frame: Frame) -> None:
         self._connection.sendall(encode(frame))
 
-    def receive(self) -> Frame | None:
-        """The next frame; None when the server has gone."""
+    def receive(self, idle: Callable[[], None] | None = None) -> Frame | None:
+        """The next frame; None when the server has gone. `idle` is called when none has come for 10 ms."""
         while not self._arrived:
-            data = self._read()
+            data = self._read(idle)
             if not data:
                 return None
             self._arrived.extend(self._assembler.feed(data))
         return self._arrived.popleft()
 
-    def _read(self) -> bytes:
+    def _read(self, idle: Callable[[], None] | None) -> bytes:
         """What has come, b"" when the server has gone. Between two steps it does not sleep at once: to be woken
         costs more than the step's frame is away, on a virtual machine above all.
         """
@@ -222,6 +225,8 @@ class Channel:
                     return self._connection.recv(_READ_BYTES, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     os.sched_yield()
+            if idle is not None and not select.select([self._connection], [], [], _IDLE_S)[0]:
+                idle()
             return self._connection.recv(_READ_BYTES)
         except ConnectionError:
             return b""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 UInt64 = npt.NDArray[np.uint64]
 Int64 = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -88,13 +89,43 @@ def _outline(rows: Float32, out: Records, room: Float32) -> None:
         second_ids = shifted.argmax(axis=1)
         shifted[places, top_ids] = 0.0
         np.exp(shifted, out=shifted)
-        mean = rows.sum(axis=1).astype(np.float64) / vocab_size
-        squares = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
-        out["variance"] = np.maximum(squares / vocab_size - mean**2, 0.0)
-        out["lse"] = top + np.log(shifted.sum(axis=1, dtype=np.float64))
+        mean = total(rows) / vocab_size
+        out["variance"] = np.maximum(total(rows, rows) / vocab_size - mean**2, 0.0)
+        out["lse"] = top + np.log(total(shifted))
     out["top_id"], out["top"] = top_ids, top
     out["second_id"], out["second"] = second_ids, rows[places, second_ids]
     out["mean"] = mean
+
+
+def total(a: Float32, b: Float32 | None = None) -> Float64:
+    """float64 [n]: the sums over each row of a, or of a b, float32 [n, V] both."""
+    n, vocab_size = a.shape
+    sums = np.empty((n, vocab_size // piece(vocab_size), 1, 1), np.float32)
+    multiply(a, b, sums)
+    return added(sums)
+
+
+def multiply(a: Float32, b: Float32 | None, out: Float32) -> None:
+    """The sums of a b, or of a, over the pieces of each row: float32 [n, V] both, into [n, pieces, 1, 1].
+
+    For a row times a column NumPy calls the library's dot product, three times as fast as einsum and as its own sum.
+    """
+    n, vocab_size = a.shape
+    size = piece(vocab_size)
+    column = _ones(size) if b is None else b.reshape(n, -1, size, 1)
+    np.matmul(a.reshape(n, -1, 1, size), column, out=out)
+
+
+def added(pieces: Float32) -> Float64:
+    """Sums over rows from those over their pieces: float64 [...] from float32 [..., pieces, 1, 1]."""
+    found: Float64 = pieces.sum(axis=(-3, -2, -1), dtype=np.float64)
+    return found
+
+
+@lru_cache(maxsize=8)
+def piece(vocab_size: int) -> int:
+    """The longest divisor of the vocabulary up to 2048; all of it where there is none from 64 on."""
+    return next((size for size in range(min(2048, vocab_size), 63, -1) if vocab_size % size == 0), vocab_size)
 
 
 def checksum(rows: Float32) -> UInt64:
@@ -117,16 +148,16 @@ def top(rows: Float32, k: int) -> tuple[Int64, Float32]:
     """Ids int64 [n, k] and values float32 [n, k] of the k largest values of each row, in no order.
 
     The k-th largest of the maxima of groups is a bound below which none of the k can lie; few values pass it, and only
-    those are partitioned.
+    those are sorted. Up to 128 numbers NumPy sorts without a branch where it can, ten times as fast as it partitions.
     """
     n, vocab_size = rows.shape
     if vocab_size <= _SMALL:
         return _partitioned(rows, k)
-    num_groups = vocab_size // max(1, vocab_size // (4 * k))  # some 4 k groups
+    num_groups = vocab_size // max(1, vocab_size // (2 * k))  # some 2 k groups
     size = vocab_size // num_groups
     maxima = rows[:, : num_groups * size].reshape(n, size, num_groups).max(axis=1)
-    bounds = np.partition(maxima, num_groups - k, axis=1)[:, num_groups - k]
-    flat = np.flatnonzero(rows >= bounds[:, None])
+    maxima.sort(axis=1)
+    flat = np.flatnonzero(rows >= maxima[:, num_groups - k, None])
     owners = flat // vocab_size
     counts = np.bincount(owners, minlength=n)
     if counts.min() < k:  # there is a NaN in it
@@ -134,12 +165,12 @@ def top(rows: Float32, k: int) -> tuple[Int64, Float32]:
     width = int(counts.max())
     starts = np.arange(0, n * width, width)  # of each row among the values that passed, a place for the most of any row
     places = np.arange(len(flat)) + (starts - np.cumsum(counts) + counts)[owners]
-    passed = np.full(n * width, -np.inf, np.float32)
-    passed[places] = rows.reshape(-1)[flat]
-    ids = np.zeros(n * width, np.int64)
-    ids[places] = flat - owners * vocab_size
-    chosen = np.argpartition(passed.reshape(n, width), width - k, axis=1)[:, width - k :] + starts[:, None]
-    return ids[chosen], passed[chosen]
+    passed = np.full(n * width, np.iinfo(np.int64).min)
+    bits = rows.reshape(-1)[flat].view(np.int32)
+    rising = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)  # as integers in the order of the values
+    passed[places] = rising << 32 | flat - owners * vocab_size
+    ids = np.sort(passed.reshape(n, width), axis=1)[:, width - k :] & 0xFFFFFFFF
+    return ids, np.take_along_axis(rows, ids, axis=1)
 
 
 def tail_ids(requests: UInt64, steps: npt.NDArray[np.uint32], vocab_size: int, num: int) -> Int64:
@@ -172,6 +203,11 @@ def splitmix(values: UInt64) -> UInt64:
 def _partitioned(rows: Float32, k: int) -> tuple[Int64, Float32]:
     ids = np.argpartition(rows, rows.shape[1] - k, axis=1)[:, rows.shape[1] - k :]
     return ids.astype(np.int64), np.take_along_axis(rows, ids, axis=1)
+
+
+@lru_cache(maxsize=8)
+def _ones(size: int) -> Float32:
+    return np.ones((size, 1), np.float32)
 
 
 @lru_cache(maxsize=4)

@@ -124,6 +124,15 @@ def test_decoding_gives_what_a_prompt_with_these_tokens_gives(engine: Engine) ->
         assert_same(rows(engine.step(batch(Part(prompt[n - 1 : n], n, table)))), expected[n - 20])
 
 
+def test_the_logits_of_a_step_are_left_alone_by_later_ones(engine: Engine) -> None:
+    prompt, table = prompts(12)[0], blocks(12)
+    found = rows(engine.step(batch(Part(prompt[:9], 9, table))))
+    kept = found.copy()
+    for n in range(10, 13):
+        engine.step(batch(Part(prompt[n - 1 : n], n, table)))
+    np.testing.assert_array_equal(found, kept)
+
+
 def test_a_batch_gives_what_its_sequences_give_alone(engine: Engine) -> None:
     lengths = (1, 2, 8, 9, 40, 63)
     tables = [blocks(length + 1, order=i, first=9 * i) for i, length in enumerate(lengths)]

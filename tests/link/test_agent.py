@@ -23,8 +23,10 @@ from llmbench.link.arena import Arena, Dimensions, Row, StepArrays
 from llmbench.link.ranks import AgentGroup
 from llmbench.link.remote import Agent
 from llmbench.logits.contest import read_dump, read_row
+from llmbench.logits.store import Store
 from llmbench.types import Sampling
 from llmbench.weights.model import open_model
+from tests.conftest import poll
 
 T = TypeVar("T")
 SIZE = Dimensions(max_batch=4, max_tokens=32, max_blocks=8)
@@ -326,6 +328,36 @@ def test_rows_are_captured_where_the_index_divides_and_named_by_their_request(tm
         assert int(np.argmax(read_row(folder / row.file))) == row.token_id
     prefill, decode = (np.load(folder / row.file) for row in dump.rows or ())
     assert (prefill.ndim, decode.ndim) == (2, 3)
+
+
+def test_a_killed_agent_loses_the_rows_of_a_few_steps_at_most_and_none_once_it_has_had_time(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    capture = frames.Capture(folder=str(folder), every=None, tier="topk")
+    load = frames.Load(model="random:tiny", engine="numpy_llama", settings=SETTINGS, capture=capture)
+
+    async def work() -> None:
+        agent = await Agent.start(load)
+        try:
+            await agent.attach(SIZE)
+            admitted = frames.Admitted(slot=0, request_id="r9", arrival_s=1000.5, prompt_ids=PROMPT)
+            rows, steps = place(agent.arrays)
+            for length in range(len(PROMPT), len(PROMPT) + 3):
+                agent.begin(rows, steps, [] if steps[0] else [admitted], [])
+                (token_id,), _, _ = await agent.finish(1)
+                rows, steps = [Row(0, [token_id], length + 1, True)], [steps[0] + 1]
+            assert poll(lambda: len(Store(folder)) == 3)  # nobody has asked for anything since
+            for length in range(len(PROMPT) + 3, len(PROMPT) + 9):
+                agent.begin(rows, steps, [], [])
+                (token_id,), _, _ = await agent.finish(1)
+                rows, steps = [Row(0, [token_id], length + 1, True)], [steps[0] + 1]
+            os.kill(agent.pid, signal.SIGKILL)
+        finally:
+            await agent.close()
+
+    run(work())
+    store = Store(folder)
+    assert store.table["step"].tolist() == list(range(len(store)))
+    assert 9 - 4 <= len(store) <= 9
 
 
 def test_nothing_is_left_in_shared_memory_when_an_agent_dies_before_it_has_attached() -> None:

@@ -1,5 +1,6 @@
 """The agent's capture into a store: which rows, whose, and after what text."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from llmbench.engines import SAMPLING, Batch, StepResult
-from llmbench.errors import InputError
+from llmbench.errors import AgentDied
 from llmbench.link import agent
 from llmbench.link.capture import StoreRecorder
 from llmbench.link.frames import Admitted
@@ -41,6 +42,7 @@ def step(
     lens: Sequence[int],
     tokens: Sequence[int],
     new: Sequence[Admitted] = (),
+    flush: bool = True,
 ) -> bool:
     """One step; a token of -1 means that the sequence wanted none. Everything that is shown is overwritten after it."""
     wants = np.array(tokens) >= 0
@@ -61,7 +63,8 @@ def step(
     capture.take(result)
     for shared in (batch.context_lens, batch.wants_token, places):
         shared[:] = 0  # the server writes the next step there
-    capture.flush()
+    if flush:
+        capture.flush()
     return wanted
 
 
@@ -159,14 +162,49 @@ def test_a_capture_is_switched_off_and_on_while_it_runs(tmp_path: Path) -> None:
     assert len(set(table["prefix"].tolist())) == 2
 
 
+def test_the_rows_of_a_few_steps_are_written_at_once(tmp_path: Path) -> None:
+    capture = recorder(tmp_path / "s")
+    seen = []
+    for i in range(5):
+        step(capture, [0], [4 + i], [5], [admitted(0, "r", 4)] if i == 0 else (), flush=False)
+        capture.write()
+        seen.append(len(Store(tmp_path / "s")))
+    assert seen == [0, 0, 0, 4, 4]
+    capture.flush()
+    table = Store(tmp_path / "s").table
+    assert table["step"].tolist() == [0, 1, 2, 3, 4]
+    capture.flush()
+    assert len(Store(tmp_path / "s")) == 5
+    many = [admitted(i, f"r{i}", 4, arrival_s=2.0 + i) for i in range(40)]
+    for i in range(2):
+        step(capture, range(40), [4 + i] * 40, [5] * 40, many if i == 0 else (), flush=False)
+        capture.write()
+    assert len(Store(tmp_path / "s")) == 85  # 64 rows are enough, too
+    capture.close()
+
+
+def test_rows_of_steps_that_are_written_at_once_are_those_of_steps_written_alone(tmp_path: Path) -> None:
+    stores = []
+    for name, alone in (("together", False), ("alone", True)):
+        capture = recorder(tmp_path / name, Policy(rate=0.6, seed="s"))
+        for i in range(7):
+            new = [admitted(0, "a", 4), admitted(1, "b", 9, arrival_s=2.0)] if i == 0 else ()
+            step(capture, [0, 1], [4 + i, 9 + i], [5 + i, 6], new, flush=alone)
+            capture.write()
+        capture.close()
+        stores.append(Store(tmp_path / name))
+    assert len(stores[0]) > 4
+    assert (stores[0].table == stores[1].table).all()
+    rows = np.empty((2, len(stores[0]), VOCAB), np.float32)
+    for store, values in zip(stores, rows, strict=True):
+        store.read(np.arange(len(store)), values)
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
 def no_space() -> None:
-    raise InputError("no space left on device")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_an_agent_that_cannot_write_its_rows_ends_instead_of_answering_a_step_twice(tmp_path: Path) -> None:
-    full = recorder(tmp_path / "store")
-    assert agent.flushed(full)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(full, "flush", no_space)
-        assert not agent.flushed(full)
-    full.close()
+def test_rows_that_cannot_be_written_end_the_agent_instead_of_answering_a_step_twice() -> None:
+    with pytest.raises(AgentDied, match=r"the captured rows cannot be written: .*No space left on device"):
+        agent.written(no_space)

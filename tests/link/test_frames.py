@@ -140,6 +140,23 @@ def test_a_server_that_goes_in_the_middle_of_a_frame_has_gone(ends: tuple[socket
         assert Channel(ours).receive() is None
 
 
+def test_an_agent_has_time_for_something_else_when_nothing_comes(ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    asked = 0
+
+    def idle() -> None:
+        nonlocal asked
+        asked += 1
+        theirs.sendall(frames.encode(EVERY[1]))
+
+    ours.settimeout(None)  # as the agent's, so that Python does not wait where it was told not to
+    with ours, theirs:
+        channel = Channel(ours)
+        theirs.sendall(frames.encode(EVERY[0]))
+        assert (channel.receive(idle), asked) == (EVERY[0], 0)
+        assert (channel.receive(idle), asked) == (EVERY[1], 1)
+
+
 @pytest.mark.parametrize("wrong", [TOO_LONG, *GARBAGE[1:]])
 def test_the_agent_does_not_trust_a_server_that_talks_garbage(
     ends: tuple[socket.socket, socket.socket], wrong: bytes
