@@ -2,6 +2,8 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -66,8 +68,9 @@ def main(source: Source, wanted: Wanted, out: Path, *, restart: bool, json: bool
     settings = of_wanted(wanted, opened)
     make.check(settings, opened)
     check_new(out)
-    with Line() as line:
-        calibration = calibrated(source, opened, work_folder(out), line, restart=restart)
+    folder = work_folder(out)
+    with Line() as line, _going_on(folder):
+        calibration = calibrated(source, opened, folder, line, restart=restart)
         report = make.quantise(calibration, settings, out, line)
     calibration.journal.remove()
     if json:
@@ -85,6 +88,16 @@ def check_new(out: Path) -> None:
 def work_folder(out: Path) -> Path:
     """Where a calibration is while it goes on: beside what it is for."""
     return out.absolute().with_name(f".{out.absolute().name}.calibration")
+
+
+@contextmanager
+def _going_on(folder: Path) -> Iterator[None]:
+    """Say, when a user breaks it off, that nothing of it is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"broken off; the same command goes on with what is in {folder}", file=sys.stderr)
+        raise
 
 
 def calibrated(source: Source, opened: Opened, folder: Path, line: "Line", *, restart: bool) -> Calibration:
