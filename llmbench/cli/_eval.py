@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -72,8 +73,32 @@ class Respondent(msgspec.Struct, frozen=True, kw_only=True):
     answerer: Answerer
 
 
+class _Asked(NamedTuple):
+    """A run behind its last question."""
+
+    evaluation: Eval
+    header: Header
+    folder: Path
+    failures: list[Failure]
+    marked: list[Marked]
+
+
 def main(settings: Settings, *, json: bool) -> int:
     """Ask, count, write, print; the exit status."""
+    return _finish(settings, _asked(settings), json)
+
+
+def share_right(settings: Settings) -> float:
+    """Ask, and give the share of right answers, each item alike. Raises InvalidMeasurement for what is not answered."""
+    asked = _asked(settings)
+    found = results(asked.marked, asked.header.num_items)
+    if asked.failures or found.micro is None:
+        what = asked.failures[0].reason if asked.failures else "nothing in it can be marked right or wrong"
+        raise InvalidMeasurement(f"{settings.name}: {what}")
+    return found.micro.accuracy
+
+
+def _asked(settings: Settings) -> _Asked:
     _check(settings)
     opened = None if settings.url is not None else open_model(_model(settings))
     counter = _tokenizer(settings, opened)
@@ -91,7 +116,7 @@ def main(settings: Settings, *, json: bool) -> int:
         )
         folder = settings.resume or files.new_folder(settings.results, settings.name)
         failures, found = _sitting(settings, evaluation, items, respondent.answerer, header, folder)
-    return _finish(settings, evaluation, header, folder, failures, found, json)
+    return _Asked(evaluation, header, folder, failures, found)
 
 
 # -- who answers --------------------------------------------------------------------------------------------------
@@ -264,16 +289,9 @@ def _same_server(evaluation: Eval, items: Sequence[Item], answerer: Answerer, jo
         )
 
 
-def _finish(
-    settings: Settings,
-    evaluation: Eval,
-    header: Header,
-    folder: Path,
-    failures: Sequence[Failure],
-    marked: Sequence[Marked],
-    json: bool,
-) -> int:
+def _finish(settings: Settings, asked: _Asked, json: bool) -> int:
     """Write the files, print, judge."""
+    evaluation, header, folder, failures, marked = asked
     found = results(marked, header.num_items)
     exit_code = _exit_code(settings, found, failures)
     report = screen.Report(

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from llmbench.cli._typed import typed
+
 _MAKE = "make"
 
 
@@ -134,3 +136,55 @@ def make(
         dtype=dtype,
     )
     _quantize.main(source, wanted, out, restart=restart, json=json)
+
+
+@app.command()
+def search(  # the names are those of `_quantize_search.Settings`
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="embedded, random:PRESET, or a folder: a float Llama or Qwen2.", show_default=False),
+    ] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Forms to try.")] = 20,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Begin no form after so long.")] = None,
+    calib: Annotated[str, typer.Option(help="Texts to calibrate with, as of `quantize`.")] = "alpaca_521",
+    num_samples: Annotated[int, typer.Option("-n", "--num-samples", min=1, help="How many of them.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a text at most.")] = 512,
+    held_out: Annotated[
+        str | None, typer.Option(help="Texts to judge by.  [default: others of --calib]", show_default=False)
+    ] = None,
+    num_held_out: Annotated[int, typer.Option(min=1, help="How many of them at most.")] = 32,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model, for models that bring none.")] = None,
+    kinds: Annotated[str, typer.Option(help="Of linears, with commas between.")] = "w8a8,w8a16,w8a8s",
+    methods: Annotated[str, typer.Option(help="Against outliers, as --anti.")] = "none,m1,m2,m3,m4",
+    engine: Annotated[str, typer.Option(help="What computes and is timed.")] = "numpy_llama",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default: all cores.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once, where forms are timed.")] = 8,
+    input: Annotated[int, typer.Option(min=1, help="Their prompts' tokens.")] = 64,  # noqa: A002
+    output: Annotated[int, typer.Option(min=2, help="Their answers' tokens.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Times of each; the middle one counts.")] = 5,
+    eval: Annotated[  # noqa: A002
+        str | None, typer.Option(metavar="SET", help="Also ask the questions of a set of `llmbench eval`, as mmlu.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of that set.  [default: its own in datasets/]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions of each subject.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which texts are taken.")] = 0,
+    results: Annotated[Path, typer.Option(help="Where the folders of runs are.")] = Path("results"),
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Go on with a search; takes its settings.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Try kinds, methods, levels and float sets, and show which forms nothing beats in size, speed and accuracy.
+
+    \b
+    llmbench quantize search embedded --budget 20
+    llmbench quantize search DIR --minutes 60 --kinds w8a8,w8a8s --methods m1,m4 --eval mmlu --limit 5
+    llmbench quantize search --resume results/WHEN-search --budget 40
+
+    No text is both calibrated with and judged by. Exit 0: done, 3: no form could be made.
+    """
+    from llmbench.cli import _quantize_search
+
+    raise typer.Exit(_quantize_search.command(dict(context.params), typed(context)))
