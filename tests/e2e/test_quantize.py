@@ -100,7 +100,7 @@ def _fields(config: Any) -> dict[str, Any]:
 
 def test_the_table_shows_it_and_json_has_it(tmp_path: Path) -> None:
     printed = run("embedded", "-o", tmp_path / "a", *FEW, "--kind", "w8a16", "--anti", "none")
-    assert "model.layers.4.mlp.down_proj" in printed
+    assert "4.mlp.down_proj" in printed
     assert "35 of 35 linears of 8 bits" in printed
     assert not (tmp_path / "a" / "anti_weight").exists()
     assert isinstance(open_model(str(tmp_path / "a")).linear("model.layers.0.mlp.up_proj"), W8A16)
