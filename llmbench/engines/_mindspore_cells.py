@@ -17,15 +17,22 @@ from mindspore.ops import auto_generate
 
 from llmbench.weights.config import ModelConfig
 from llmbench.weights.model import Model
+from llmbench.weights.quantised import W8A8, W8A16, DeqForm, packed
 
 Float32 = npt.NDArray[np.float32]
 
 
 class Operators(msgspec.Struct, frozen=True, kw_only=True):
-    """What the device computes with: its fused operators where they run, else plain ones; a MindSpore dtype by name."""
+    """What the device computes with: its fused operators where they run, else plain ones; a MindSpore dtype by name.
+
+    `w8a8` is the form in which its product of integers takes deq_scale; without it, and without `w8a16`, linears of
+    8 bits are de-quantised.
+    """
 
     fused_attention: bool = False
     fused_norm: bool = False
+    w8a8: DeqForm | None = None
+    w8a16: bool = False
     dtype: str = "float32"
 
 
@@ -214,6 +221,58 @@ class Plus(nn.Cell):
         return x + self.bias
 
 
+class Product(_Cell):
+    """Linears side by side, in floats."""
+
+    def __init__(self, weight: Parameter, bias: Float32 | None, dtype: str) -> None:
+        super().__init__()
+        self.weight = weight
+        self.add = _plus(bias, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, all outs]."""
+        return self.add(self.multiply(x, self.weight))
+
+
+class Int8Product(_Cell):
+    """W8A8 linears side by side, which quantise the same activations alike, by Ascend's operators."""
+
+    def __init__(self, linears: list[W8A8], form: DeqForm, dtype: str) -> None:
+        super().__init__()
+        first = linears[0]
+        scales = np.concatenate([linear.deq_scale for linear in linears])
+        self.weight = Parameter(Tensor(np.concatenate([linear.weight for linear in linears])), requires_grad=False)
+        self.bias = Parameter(Tensor(np.concatenate([linear.quant_bias for linear in linears])), requires_grad=False)
+        self.deq_scale = Parameter(Tensor(packed(scales) if form == "int64" else scales), requires_grad=False)
+        num_in = first.weight.shape[1]
+        self.scale = _parameter(np.full(num_in, 1 / first.input_scale, np.float32), dtype)
+        self.offset = _parameter(np.full(num_in, first.input_offset, np.float32), dtype)
+        self.quantise = auto_generate.QuantV2()
+        self.product = auto_generate.QuantBatchMatmul(False, True, getattr(ms, dtype))
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, all outs]."""
+        x = self.quantise(x, self.scale, self.offset, False, "ROUND", ms.int8)
+        return self.product(x, self.weight, self.deq_scale, None, self.bias, None)
+
+
+class Int8WeightProduct(_Cell):
+    """W8A16 linears side by side, by Ascend's operator, which adds what it calls the offset of a weight."""
+
+    def __init__(self, linears: list[W8A16], dtype: str) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.concatenate([linear.weight for linear in linears])), requires_grad=False)
+        self.scale = _parameter(np.concatenate([linear.weight_scale[:, 0] for linear in linears]), dtype)
+        self.offset = _parameter(-np.concatenate([linear.weight_offset[:, 0] for linear in linears]), dtype)
+        bias = np.concatenate([linear.bias() for linear in linears])
+        self.add = _plus(bias if bias.any() else None, dtype)
+        self.product = auto_generate.WeightQuantBatchMatmul(False, True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, all outs]."""
+        return self.add(self.product(x, self.weight, self.scale, self.offset, None, None, None))
+
+
 class Layer(_Cell):
     """One decoder layer; `several` ranks hold parts of it, whose results are added."""
 
@@ -235,11 +294,10 @@ class Layer(_Cell):
         self.attention = attention(config, pages, dtype)
         qkv = [f"{prefix}self_attn.{part}_proj" for part in "qkv"]
         gate_up = [f"{prefix}mlp.{part}_proj" for part in ("gate", "up")]
-        output, down = [f"{prefix}self_attn.o_proj"], [f"{prefix}mlp.down_proj"]
-        self.qkv, self.add_qkv = _linear(model, qkv, dtype)
-        self.output, self.add_output = _linear(model, output, dtype)
-        self.gate_up, self.add_gate_up = _linear(model, gate_up, dtype)
-        self.down, self.add_down = _linear(model, down, dtype)
+        self.qkv = _linear(model, qkv, operators)
+        self.output = _linear(model, [f"{prefix}self_attn.o_proj"], operators)
+        self.gate_up = _linear(model, gate_up, operators)
+        self.down = _linear(model, [f"{prefix}mlp.down_proj"], operators)
         self.total = _total(several)
         self.halves = ops.Split(-1, 2)
         self.join = ops.Concat(-1)
@@ -270,7 +328,7 @@ class Layer(_Cell):
     ) -> Tensor:
         """x and what attention adds to it."""
         num, heads, kv, dim = x.shape[0], self.num_heads, self.num_kv_heads, self.head_dim
-        qkv = self.add_qkv(self.multiply(self.input_norm(x), self.qkv))
+        qkv = self.qkv(self.input_norm(x))
         qkv = self.reshape(qkv, (num, heads + 2 * kv, dim))
         turned = self.slice(qkv, (0, 0, 0), (num, heads + kv, dim))
         first, second = self.halves(turned)
@@ -278,13 +336,12 @@ class Layer(_Cell):
         q = self.slice(turned, (0, 0, 0), (num, heads, dim))
         k = self.slice(turned, (0, heads, 0), (num, kv, dim))
         v = self.slice(qkv, (0, heads + kv, 0), (num, kv, dim))
-        attended = self.attention(q, k, v, write_at, read_at, mask, lens)
-        return x + self.total(self.add_output(self.multiply(attended, self.output)))
+        return x + self.total(self.output(self.attention(q, k, v, write_at, read_at, mask, lens)))
 
     def feed(self, x: Tensor) -> Tensor:
         """x and what the MLP adds to it."""
-        gate, up = self.halves(self.add_gate_up(self.multiply(self.mlp_norm(x), self.gate_up)))
-        return x + self.total(self.add_down(self.multiply(self.silu(gate) * up, self.down)))
+        gate, up = self.halves(self.gate_up(self.mlp_norm(x)))
+        return x + self.total(self.down(self.silu(gate) * up))
 
 
 class Decoder(_Cell):
@@ -463,9 +520,17 @@ def _total(several: bool) -> nn.Cell:
     return ops.AllReduce() if several else Whole()
 
 
-def _linear(model: Model, names: list[str], dtype: str) -> tuple[Parameter, nn.Cell]:
-    """The weights of linears side by side, and what adds their biases."""
-    return _matrix(model, [f"{name}.weight" for name in names], dtype), _plus(_biases(model, names), dtype)
+def _linear(model: Model, names: list[str], operators: Operators) -> nn.Cell:
+    """Linears side by side, in 8 bits where all of them are and the device has operators for it."""
+    kinds = {model.config.quantised.get(name) for name in names}
+    if operators.w8a8 is not None and kinds <= {"W8A8", "W8A8S"}:
+        w8a8 = [linear for name in names if isinstance(linear := model.linear(name), W8A8)]
+        return Int8Product(w8a8, operators.w8a8, operators.dtype)
+    if operators.w8a16 and kinds == {"W8A16"}:
+        w8a16 = [linear for name in names if isinstance(linear := model.linear(name), W8A16)]
+        return Int8WeightProduct(w8a16, operators.dtype)
+    weight = _matrix(model, [f"{name}.weight" for name in names], operators.dtype)
+    return Product(weight, _biases(model, names), operators.dtype)
 
 
 def _biases(model: Model, names: list[str]) -> Float32 | None:

@@ -6,11 +6,22 @@ from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
+import numpy.typing as npt
 from mindspore import Tensor, nn, ops
 
 from llmbench.engines import _mindspore_home as home
-from llmbench.engines._mindspore_cells import FusedAttention, FusedNorm, Operators, Pages
+from llmbench.engines._mindspore_cells import (
+    FusedAttention,
+    FusedNorm,
+    Int8Product,
+    Int8WeightProduct,
+    Operators,
+    Pages,
+)
 from llmbench.weights.config import ModelConfig
+from llmbench.weights.quantised import DEQ_FORMS, W8A8, W8A16, DeqForm
+
+Float64 = npt.NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
 
@@ -21,12 +32,14 @@ def choose(config: ModelConfig) -> Operators:
     On the CPU the dtype is float32, since lower ones are emulated there. Elsewhere it is that of the stored weights,
     when it has 16 bits and the device multiplies it; then float16; then float32.
     """
-    dtype = _dtype(config)
+    dtype, kinds = _dtype(config), set(config.quantised.values())
     operators = Operators(
         fused_attention=all(
             runs("fused attention", functools.partial(try_attention, config, dtype, steps)) for steps in (1, 16)
         ),
         fused_norm=runs("fused RMSNorm", lambda: try_norm(dtype)),
+        w8a8=_w8a8(dtype) if "W8A8" in kinds or "W8A8S" in kinds else None,
+        w8a16="W8A16" in kinds and runs("W8A16", functools.partial(try_w8a16, dtype)),
         dtype=dtype,
     )
     _log.info("MindSpore %s on %s: %s", ms.__version__, device(), operators)
@@ -62,6 +75,45 @@ def try_attention(config: ModelConfig, dtype: str, steps: int) -> None:
 def try_norm(dtype: str) -> None:
     """RmsNorm."""
     FusedNorm(np.ones(64, np.float32), 1e-5, dtype)(Tensor(np.ones((2, 64)), getattr(ms, dtype))).asnumpy()
+
+
+def try_w8a8(form: DeqForm, dtype: str) -> None:
+    """The product of integers, on numbers that 16 bits hold. Raises ValueError when it is not what it should be."""
+    rng = np.random.default_rng(0)
+    linear = W8A8(
+        weight=rng.integers(-127, 128, (32, 64)).astype(np.int8),
+        input_scale=1 / 32,
+        input_offset=-5,
+        quant_bias=rng.integers(-9999, 9999, 32).astype(np.int32),
+        deq_scale=2.0 ** -rng.integers(12, 15, 32).astype(np.float32),
+    )
+    steps = rng.integers(-128, 128, (4, 64))
+    expected = (steps @ linear.weight.T.astype(np.int64) + linear.quant_bias) * linear.deq_scale
+    _compare(Int8Product([linear], form, dtype), (steps - linear.input_offset) * linear.input_scale, dtype, expected)
+
+
+def try_w8a16(dtype: str) -> None:
+    """The product with weights of 8 bits. Raises ValueError when it is not what it should be."""
+    rng = np.random.default_rng(0)
+    linear = W8A16(
+        weight=rng.integers(-128, 128, (32, 64)).astype(np.int8),
+        weight_scale=2.0 ** -rng.integers(6, 9, (32, 1)).astype(np.float32),
+        weight_offset=rng.integers(-20, 20, (32, 1)).astype(np.float32),
+    )
+    x = rng.integers(-16, 16, (4, 64)) / 16
+    _compare(Int8WeightProduct([linear], dtype), x, dtype, x @ linear.dequantised().T.astype(np.float64))
+
+
+def _compare(cell: nn.Cell, x: Float64, dtype: str, expected: Float64) -> None:
+    """Hold what a cell gives against what it should, as nearly as 16 bits can."""
+    found = cell(Tensor(x, getattr(ms, dtype))).astype(ms.float32).asnumpy()
+    if not np.allclose(found, expected, rtol=0.01, atol=0.01 * np.abs(expected).mean()):
+        raise ValueError(f"it gives {found.flat[0]:g} for {expected.flat[0]:g}")
+
+
+def _w8a8(dtype: str) -> DeqForm | None:
+    """The form of deq_scale with which the device multiplies integers rightly; None where it does not."""
+    return next((form for form in DEQ_FORMS if runs(f"W8A8 by {form}", functools.partial(try_w8a8, form, dtype))), None)
 
 
 def _dtype(config: ModelConfig) -> str:
