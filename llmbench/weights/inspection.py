@@ -137,7 +137,7 @@ def _inspection(
         layout=opened.layout,
         architecture=config.architecture,
         dtypes=dict(dtypes),
-        num_parameters=sum(tensor.num_elements for tensor in tensors.values()),
+        num_parameters=_num_parameters(tensors),
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         num_layers=config.num_layers,
         num_heads=config.num_heads,
@@ -168,10 +168,15 @@ def _quantisation(config: ModelConfig) -> Quantisation | None:
 
 
 def _group(name: str, pattern: str, tensors: Mapping[str, Tensor]) -> Group:
-    own = [tensor for there, tensor in tensors.items() if re.fullmatch(pattern, there)]
+    own = {there: tensor for there, tensor in tensors.items() if re.fullmatch(pattern, there)}
     return Group(
         name=name,
         num_tensors=len(own),
-        num_parameters=sum(tensor.num_elements for tensor in own),
-        num_bytes=sum(tensor.num_bytes for tensor in own),
+        num_parameters=_num_parameters(own),
+        num_bytes=sum(tensor.num_bytes for tensor in own.values()),
     )
+
+
+def _num_parameters(tensors: Mapping[str, Tensor]) -> int:
+    """Weights and biases; the scales and offsets of what is quantised are none."""
+    return sum(tensor.num_elements for name, tensor in tensors.items() if name.rpartition(".")[2] in ("weight", "bias"))

@@ -135,11 +135,15 @@ def _open_guide(name: str, folder: Path, how: How) -> Opened:
     plain = _open_folder(name, home, how)
     found = guide.read(folder)
     config = msgspec.structs.replace(plain.config, quantised=found.kinds, kv_cache=found.kv_cache)
+    replaced = {
+        f"{linear}.{part}" for linear, kind in found.kinds.items() if kind == "W8A8" for part in ("weight", "bias")
+    }
+    floats = {own: tensor for own, tensor in plain.tensors.items() if own not in replaced}
     opened = msgspec.structs.replace(
         plain,
         config=config,
         container="npy",
-        tensors=plain.tensors | found.tensors,
+        tensors=floats | found.tensors,
         moved=plain.moved | found.moved,
     )
     return _checked(opened, how.strict)
@@ -340,6 +344,11 @@ def _checked(opened: Opened, strict: bool) -> Opened:
     Raises InputError for a missing one and one of another shape; if strict, also for one that is not of it.
     """
     config, expected = opened.config, expected_shapes(opened.config)
+    for linear, kind in config.quantised.items():
+        if f"{linear}.weight" not in expected or linear.rpartition(".")[2] not in quantised.LINEARS:
+            raise InputError(
+                f"model {opened.name}: {linear} is said to be {kind}, but is no linear of its decoder layers"
+            )
     check_shapes(opened.name, expected, {name: tensor.shape for name, tensor in opened.tensors.items()})
     found = {name: opened.tensors[name] for name in expected}
     check_dtypes(f"model {opened.name}", found, opened.moved, config)

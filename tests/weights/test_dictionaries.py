@@ -214,8 +214,10 @@ def test_quant_bias_follows_from_fp_bias_where_a_tool_wrote_none(tmp_path: Path)
 
 def test_a_guides_model_becomes_one_for_mindie(tmp_path: Path) -> None:
     kinds = {name: kind for name, kind in MIXED.items() if kind != "W8A8S"}
-    folder = eight_bits.write(tmp_path / "q", kinds=kinds, form="npy", kv=True)
-    weights("convert", folder, tmp_path / "m", "--to", "hf")
+    folder = eight_bits.write(tmp_path / "q", kinds=kinds, form="npy", kv=True, norm_bias=True)
+    report = json.loads(weights("convert", folder, tmp_path / "m", "--to", "hf", "--json"))
+    assert not report["dropped"]
+    assert report["mapped"][f"{Q}.weight"] == [f"quant_weight.npy: {Q}"]
     assert (tmp_path / "m" / "quant_model_description_w8a8.json").exists()
     assert open_model(str(tmp_path / "m")).fingerprint() == open_model(str(folder)).fingerprint()
 
@@ -227,6 +229,15 @@ def test_scalars_may_be_numbers_and_a_missing_part_is_named(tmp_path: Path) -> N
         values = np.load(folder / f"{part}.npy", allow_pickle=True).item()
         np.save(folder / f"{part}.npy", boxed({name: float(value[0]) for name, value in values.items()}))
     assert open_model(str(folder)).fingerprint() == before
+    weight = np.load(folder / "quant_weight.npy", allow_pickle=True).item()
+    np.save(folder / "quant_weight.npy", boxed(weight | {"lm_head": np.zeros((2048, 64), np.int8)}))
+    with pytest.raises(InputError, match=r"deq_scale.npy: lm_head is missing"):
+        open_model(str(folder))
+    np.save(folder / "weight_scale.npy", boxed({"lm_head": np.zeros(2048)}))
+    np.save(folder / "weight_offset.npy", boxed({"lm_head": np.zeros(2048)}))
+    with pytest.raises(InputError, match=r"lm_head is said to be W8A16, but is no linear of its decoder layers"):
+        open_model(str(folder))
+    np.save(folder / "quant_weight.npy", boxed(weight))
     values = np.load(folder / "deq_scale.npy", allow_pickle=True).item()
     np.save(folder / "deq_scale.npy", boxed({name: value for name, value in values.items() if name != DOWN}))
     with pytest.raises(InputError, match=rf"deq_scale.npy: {DOWN} is missing, which quant_weight.npy has"):

@@ -220,6 +220,8 @@ def test_what_cannot_be_is_refused_with_its_name(tmp_path: Path) -> None:
     assert f"description_w8a8.json: {Q}.weight: 'W4A16' is not supported; only W8A8, W8A16" in refused(folder)
     folder = edited(fresh("b"), {"model.embed_tokens.weight": "W8A8"})
     assert "model.embed_tokens.weight: W8A8 of another tensor than the linears" in refused(folder)
+    folder = edited(fresh("b2"), {"model.layers.7.mlp.up_proj.weight": "W8A8"})
+    assert "model.layers.7.mlp.up_proj is said to be W8A8, but is no linear of its decoder layers" in refused(folder)
     folder = fresh("c")
     (folder / "quantization_description.json").write_text("{}")
     assert "quant_model_description_w8a8.json and quantization_description.json: leave the one" in refused(folder)
