@@ -5,6 +5,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from llmbench.cli import _eval, _perf
 from llmbench.engines import EngineSettings
 from llmbench.errors import ConfigError, InputError, InvalidMeasurement, LlmbenchError, ServingError
 from llmbench.metrics.front import Scored
-from llmbench.metrics.sweep import Case, figures
+from llmbench.metrics.sweep import Case, Figures, Measured, figures
 from llmbench.quantize import calibrate, make, samples, search, smooth
 from llmbench.quantize.calibrate import Calibration
 from llmbench.quantize.search import KINDS, Outcome, Space, Trial
@@ -225,16 +226,7 @@ class _Search:
         settings = self._settings
         told = self._told(scored.name)
         found = heldout.distance(model, settings.engine, self._held_out, self._work("base"), settings.threads, told)
-        bench = self._bench(model)
-        try:
-            timed = measure(self._case, bench, settings.repeats)
-        finally:
-            bench.close()
-        speed = figures(timed)
-        if speed is None:
-            raise ServingError(f"{self._case}: {timed.outcome}: {timed.reason}")
-        steps = [each.whole.steps_s for each in timed.rounds]
-        rates = [self._case.batch * len(step) / sum(step) for step in steps]
+        timed, ratios = self._timed(model, scored.kind)
         return msgspec.structs.replace(
             scored,
             num_bytes=self._num_bytes(model, scored.kind),
@@ -243,12 +235,30 @@ class _Search:
             top1=found.top1,
             delta_p_rms=found.delta_p_rms,
             profile=found.profile,
-            decode_tokens_per_s=speed.decode_tokens_per_s or 0.0,
-            decode_slowest=min(rates),
-            decode_fastest=max(rates),
-            ttft_s=speed.ttft_s,
+            decode_tokens_per_s=timed.decode_tokens_per_s or 0.0,
+            ttft_s=timed.ttft_s,
+            speed=sorted(ratios)[len(ratios) // 2],
+            speed_slowest=min(ratios),
+            speed_fastest=max(ratios),
             score=None if settings.eval is None else self._examined(model),
         )
+
+    def _timed(self, model: Model, kind: str) -> tuple[Figures, list[float]]:
+        """The figures of a form, and how fast it decodes beside the float model, both timed in turn.
+
+        A machine is not equally fast all the time; what is timed in one turn has the same of it.
+        """
+        turns: list[tuple[Measured, Measured]] = []
+        with closing(self._bench(of_weights(self._opened))) as base, closing(self._bench(model)) as own:
+            for _ in range(self._settings.repeats):
+                first = measure(self._case, base, 1)
+                turns.append((first, first if kind == "float" else measure(self._case, own, 1)))
+        wrong = next((one for turn in turns for one in turn if not one.rounds), None)
+        if wrong is not None:
+            raise ServingError(f"{self._case}: {wrong.outcome}: {wrong.reason}")
+        found = figures(msgspec.structs.replace(turns[0][1], rounds=[turn[1].rounds[0] for turn in turns]))
+        assert found is not None, "there are rounds"
+        return found, [_step_s(theirs) / _step_s(ours) for theirs, ours in turns]
 
     def _bench(self, model: Model) -> EngineBench:
         """The engine to be timed. Raises InputError when its cache does not hold what it is to be timed with."""
@@ -335,6 +345,12 @@ class _Search:
 
     def _told(self, what: str) -> Callable[[int, int], None]:
         return lambda done, num: None
+
+
+def _step_s(measured: Measured) -> float:
+    """The mean decode step."""
+    steps = measured.rounds[0].whole.steps_s
+    return sum(steps) / len(steps)
 
 
 def _making(trial: Trial) -> make.Settings:

@@ -162,7 +162,7 @@ def search(  # the names are those of `_quantize_search.Settings`
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once, where forms are timed.")] = 8,
     input: Annotated[int, typer.Option(min=1, help="Their prompts' tokens.")] = 64,  # noqa: A002
     output: Annotated[int, typer.Option(min=2, help="Their answers' tokens.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Times of each; the middle one counts.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Times of each, in turn with the float model.")] = 5,
     eval: Annotated[  # noqa: A002
         str | None, typer.Option(metavar="SET", help="Also ask the questions of a set of `llmbench eval`, as mmlu.")
     ] = None,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 SPEED_TOLERANCE = 0.05
-"""Speeds count as the same unless the slowest repeat of one is so much faster than the fastest of the other."""
+"""Speeds count as the same unless the slowest turn of one is so much faster than the fastest of the other."""
 
 
 class Scored(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,10 +28,11 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = ""
     """The strictest profile of `acc compare` whose gates it keeps, w8 or w4."""
     decode_tokens_per_s: float = 0.0
-    decode_slowest: float = 0.0
-    decode_fastest: float = 0.0
-    """Of all repeats, tokens/s as well."""
     ttft_s: float = 0.0
+    speed: float = 1.0
+    speed_slowest: float = 1.0
+    speed_fastest: float = 1.0
+    """Decoded tokens/s over those of the float model in the same turn: the middle one of all turns, and both ends."""
     score: float | None = None
     seconds: float = 0.0
     failed: str = ""
@@ -52,4 +53,4 @@ def beats(one: Scored, other: Scored) -> bool:
 
 
 def _faster(one: Scored, other: Scored) -> bool:
-    return one.decode_slowest > other.decode_fastest * (1 + SPEED_TOLERANCE)
+    return one.speed_slowest > other.speed_fastest * (1 + SPEED_TOLERANCE)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -14,17 +13,17 @@ from rich.text import Text
 
 from llmbench.metrics.front import Scored, front
 from llmbench.report import html, words
-from llmbench.report._charts import Layer, Scale, figure, scale
+from llmbench.report._charts import Floats, Layer, Scale, figure, scale
 
 _HEAD = ("", "form", "MB", "x", "tok/s", "x", "KLD", "top-1", "profile")
-_MORE = ("slowest", "fastest", "first token ms", "RMS dp")
+_MORE = ("slowest x", "fastest x", "first token ms", "RMS dp")
 _PROFILES = ("w8", "w4")
-_LEAST_KLD = 1e-9  # where a plot ends; the float model itself has 0
 _COLOURS = "abcde"
 _NOTE = (
     "* nothing found here is smaller, faster and nearer to the float model at once (a speed is another one when all "
-    "repeats of the one are 5 % faster than all of the other); tok/s are of decoding; MB of W8A8S as `weights "
-    "compress` leaves it; KLD is the mean over held-out texts, in nats; profile is the strictest of w8, w4 that is kept"
+    "turns of the one are 5 % faster than all of the other); tok/s are of decoding, x is beside the float model, timed "
+    "in turn; MB of W8A8S as `weights compress` leaves it; KLD is the mean over held-out texts, in nats; profile is "
+    "the strictest of w8 and w4 that is kept"
 )
 
 
@@ -87,37 +86,33 @@ def page(title: str, what: str, facts: Iterable[tuple[str, str]], found: Sequenc
 
 
 def _charts(found: Sequence[Scored]) -> str:
-    """KLD over size and over speed; a line through the front."""
+    """KLD over size and over speed; lines through what nothing else beats in these two."""
     known = [one for one in found if not one.failed]
     if not known:
         return ""
-    size = {one.name: one.num_bytes / 1e6 for one in known}
-    speed = {one.name: one.decode_tokens_per_s for one in known}
-    return _chart("size", "Distance from the float model over size", "MB of weights", known, size) + _chart(
-        "speed", "Distance from the float model over speed", "decode, tokens/s", known, speed
+    size = np.array([one.num_bytes / 1e6 for one in known])
+    speed = np.array([one.speed for one in known])
+    return _chart("size", "Distance from the float model over size", "MB of weights", known, size, -1) + _chart(
+        "speed", "Distance from the float model over speed", "decode, times the float model", known, speed, 1
     )
 
 
-def _chart(name: str, title: str, over: str, known: Sequence[Scored], across: dict[str, float]) -> str:
-    up = {one.name: math.log10(max(one.kld, _LEAST_KLD)) for one in known}
-    kinds = list(dict.fromkeys(one.kind for one in known))
-    best = sorted(front(known), key=lambda one: across[one.name])
-
-    def layer(kind: str, colour: str, label: str, those: Sequence[Scored]) -> Layer:
-        x, y = (np.array([values[one.name] for one in those], np.float64) for values in (across, up))
-        return Layer(kind=kind, colour=colour, name=label, x=x, y=y)
-
-    layers = [
-        layer("dots", colour, kind, [one for one in known if one.kind == kind])
-        for kind, colour in zip(kinds, _COLOURS, strict=False)
-    ]
-    layers.append(layer("line", "e", "front", best))
-    y = scale(np.array(list(up.values())), low=None)
+def _chart(name: str, title: str, over: str, known: Sequence[Scored], across: Floats, better: int) -> str:
+    """`better` is 1 where more is better, else -1."""
+    kld = np.array([one.kld for one in known])
+    least = kld[kld > 0].min(initial=1.0) / 3  # where the float model is drawn, which has 0
+    up = np.log10(np.maximum(kld, least))
+    order = np.lexsort((up, -better * across))  # from the best, and what comes nearer than all before
+    best = [place for i, place in enumerate(order) if up[place] < up[order[:i]].min(initial=np.inf)]
+    layers = [Layer(kind="line", colour="e", name="front", x=across[best], y=up[best])]
+    for kind, colour in zip(dict.fromkeys(one.kind for one in known), _COLOURS, strict=False):
+        own = np.array([one.kind == kind for one in known])
+        layers.append(Layer(kind="dots", colour=colour, name=kind, x=across[own], y=up[own]))
+    y = scale(up, low=None)
     room = max(0.1, 0.05 * (y.high - y.low))
-    x = scale(np.array(list(across.values())))
-    note = "up: log10 of the mean KLD; 0 is drawn as 1e-9"
+    note = "up: log10 of the mean KLD; the float model, whose KLD is 0, lies at the lower edge"
     low = Scale(low=y.low - room, high=y.high + room)
-    return figure(name, title, x, low, layers, note=note, over=over, zooms=False)
+    return figure(name, title, scale(across), low, layers, note=note, over=over, zooms=False)
 
 
 def _table(found: Sequence[Scored], more: bool = False) -> tuple[list[str], list[list[str]]]:
@@ -143,7 +138,7 @@ def _cells(one: Scored, is_best: bool, reference: Scored | None) -> list[str]:
         f"{one.num_bytes / 1e6:.4g}",
         _times(one.num_bytes, reference.num_bytes if reference else 0),
         words.number(one.decode_tokens_per_s),
-        _times(one.decode_tokens_per_s, reference.decode_tokens_per_s if reference else 0),
+        f"{one.speed:.2f}",
         f"{one.kld:.2e}",
         f"{one.top1:.2%}",
         one.profile or words.DASH,
@@ -151,8 +146,12 @@ def _cells(one: Scored, is_best: bool, reference: Scored | None) -> list[str]:
 
 
 def _more(one: Scored) -> list[str]:
-    rates = (words.number(rate) for rate in (one.decode_slowest, one.decode_fastest))
-    return [*rates, words.number(1e3 * one.ttft_s), f"{one.delta_p_rms:.2%}"]
+    return [
+        f"{one.speed_slowest:.2f}",
+        f"{one.speed_fastest:.2f}",
+        words.number(1e3 * one.ttft_s),
+        f"{one.delta_p_rms:.2%}",
+    ]
 
 
 def _times(value: float, base: float) -> str:

@@ -101,7 +101,7 @@ def test_what_a_form_needs_are_flags_of_quantize() -> None:
 
 def scored(name: str, size: int, speed: float, kld: float, failed: str = "") -> Scored:
     one = Scored(name=name, kind="W8A8", num_bytes=size, kld=kld, failed=failed)
-    return structs.replace(one, decode_tokens_per_s=speed, decode_slowest=speed - 1, decode_fastest=speed + 1)
+    return structs.replace(one, speed=speed, speed_slowest=speed - 1, speed_fastest=speed + 1)
 
 
 def test_the_front_has_what_nothing_beats_in_all_respects() -> None:
