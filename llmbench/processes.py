@@ -11,10 +11,11 @@ from llmbench.errors import ConfigError, ServingError
 
 
 class Child(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that answers."""
+    """A server that answers; `about` is what it said of itself behind its URL."""
 
     url: str
     pid: int
+    about: str = ""
 
 
 @contextlib.contextmanager
@@ -30,7 +31,8 @@ def child(command: Sequence[str], ready: str, what: str, goodbye_s: float) -> It
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            yield Child(url=_url(process, ready, what), pid=process.pid)
+            url, _, about = _answering(process, ready, what).partition(" ")
+            yield Child(url=url, pid=process.pid, about=about)
         finally:
             process.terminate()
             try:
@@ -47,11 +49,12 @@ def allow_many_sockets() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _url(process: "subprocess.Popen[str]", ready: str, what: str) -> str:
+def _answering(process: "subprocess.Popen[str]", ready: str, what: str) -> str:
+    """What it prints behind `ready`."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(ready):
-            return line.removeprefix(ready).split()[0]
+            return line.removeprefix(ready).strip()
     status = process.wait()
     kind = ConfigError if status == ConfigError.exit_code else ServingError
     raise kind(f"{what} did not start (exit status {status}); its message is above")

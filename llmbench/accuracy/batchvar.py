@@ -148,7 +148,8 @@ def judge(
 
     `profile` None takes that of the precision of the logits. Raises InputError for an unknown one.
     """
-    name = profile or profiles.for_dtype(cold.store.manifest.dtype)
+    about = cold.store.manifest
+    name = profile or profiles.for_dtype(about.dtype, about.quantisation)
     gates = profiles.get(name)
     base = pairs.rows_of(cold)
     alone = [base[request] for request in _names(design.alone)]
@@ -165,7 +166,7 @@ def judge(
         verdict=verdict,
         reasons=tuple(reasons),
         profile=name,
-        dtype=cold.store.manifest.dtype,
+        dtype=about.dtype,
         settings=settings,
         groups=tuple(groups),
         control=control,

@@ -14,7 +14,7 @@ from llmbench.accuracy import judge, measure, profiles
 from llmbench.accuracy.blocks import Work, num_processes
 from llmbench.accuracy.join import AFTER_DIVERGENCE, AT_DIVERGENCE, Asked, Joined, JoinedBy, join
 from llmbench.accuracy.measure import ATOL, FIGURES, RTOL, Figures, Int64
-from llmbench.accuracy.sides import ContestSide, Finding, Side, StoreSide, dtype_of, open_side
+from llmbench.accuracy.sides import ContestSide, Finding, Side, StoreSide, dtype_of, open_side, quantisation_of
 from llmbench.errors import InvalidMeasurement
 
 __all__ = ["ATOL", "FIGURES", "RTOL", "Comparison", "Finding", "Options", "Rows", "compare", "explain"]
@@ -35,7 +35,8 @@ _POSITIONS = ((0, 0), (1, 3), (4, 15), (16, 63), (64, 255), (256, 1023), (1024, 
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of a comparison. `profile` None takes that of the base's precision, or the contest's for its files.
+    """What is asked of a comparison. `profile` None takes that of the base's precision, `w8` where only one side is
+    quantised, or the contest's for its files.
 
     Up to `allow_missing` rows may have no counterpart. `allow_copy`: the new rows may be the base itself. `ulp` also
     takes every value's distance in representable numbers. `load_batch` is the mean batch of the load that the rows are
@@ -208,7 +209,7 @@ def explain(worst: WorstRow) -> str:
 def _default_profile(base: Side, new: Side) -> str:
     if isinstance(base, ContestSide) or isinstance(new, ContestSide):
         return "contest"
-    return profiles.for_dtype(dtype_of(base))
+    return profiles.for_sides(dtype_of(base), quantisation_of(base), quantisation_of(new))
 
 
 def _check_kinds(base: Side, new: Side) -> None:

@@ -66,7 +66,10 @@ def _about(side: SideInfo) -> str:
         return ", contest files without a manifest"
     tier = about.get("tier", f"contest, every {about.get('every')}")
     decode = ", tokens forced" if about.get("decode") == "forced" else ""
-    return f" ({tier}), {about['model']} {about['fingerprint'][:8]}, {about['engine']} {about['dtype']}{decode}"
+    computed = f"{about['engine']} {about['dtype']}{decode}"
+    if about.get("quantisation"):
+        computed = f"{about['quantisation']} on {computed}"
+    return f" ({tier}), {about['model']} {about['fingerprint'][:8]}, {computed}"
 
 
 def _coverage(found: Comparison) -> Iterator[str]:

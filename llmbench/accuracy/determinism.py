@@ -154,7 +154,8 @@ def judge(
     if side is not None:
         rows = pairs.rows_of(side)
         said = {request: tuple(side.rows["token"][numbers].tolist()) for request, numbers in rows.items()}
-        name = profile or profiles.for_dtype(side.store.manifest.dtype) if level == "profile" else None
+        about = side.store.manifest
+        name = profile or profiles.for_dtype(about.dtype, about.quantisation) if level == "profile" else None
     references = [_reference(settings, i, said) for i in range(settings.num_prompts)]
     phases = [_phase(phase, num, references, said, side, rows, name) for phase, num in _phases(settings) if num]
     verdict, reasons = _verdict(phases, level)

@@ -135,6 +135,7 @@ PROFILES: dict[str, Profile] = {
 }
 
 _BY_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_INT8_ACTIVATIONS = ("w8a8", "kv8")
 
 
 def get(name: str) -> Profile:
@@ -161,6 +162,17 @@ def under_load(profile: Profile) -> Profile:
     return msgspec.structs.replace(profile, gates=(*profile.gates, _AT_LOAD))
 
 
-def for_dtype(dtype: str) -> str:
-    """The name of the profile of engines that compute logits in `dtype`; the strictest of them for another one."""
+def for_dtype(dtype: str, quantisation: str = "") -> str:
+    """The name of the profile of engines that compute logits in `dtype`; the strictest of them for another one.
+
+    Two that compute the same model with activations of 8 bits round a few of them to other numbers, whatever the dtype
+    of the rest: as much as bfloat16 does, which has as many bits.
+    """
+    if any(kind in quantisation for kind in _INT8_ACTIVATIONS):
+        return "bf16"
     return _BY_DTYPE.get(dtype, "fp32")
+
+
+def for_sides(dtype: str, base: str, new: str) -> str:
+    """The same for a base that computes in `dtype` and another side, by what of their models is of 8 bits."""
+    return for_dtype(dtype, base) if base == new else "w8"

@@ -237,3 +237,10 @@ def dtype_of(side: Side) -> str:
     if isinstance(side, StoreSide):
         return side.store.manifest.dtype
     return side.dump.header.dtype if side.dump.header else "float16"
+
+
+def quantisation_of(side: Side) -> str:
+    """What of a side's model is of 8 bits; "" for nothing, and where it is not known."""
+    if isinstance(side, StoreSide):
+        return side.store.manifest.quantisation
+    return side.dump.header.quantisation if side.dump.header else ""

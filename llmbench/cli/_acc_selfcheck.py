@@ -43,7 +43,7 @@ def _of_stack(settings: Settings, stack: Stack, dataset: str, profile: str | Non
         with modes.capturing(stack, folder, "fp", "--prefix-cache") as target:
             rounds = _ask(settings, _prompts(settings, made), target, dialect)
         with modes.opened(folder) as side:  # only it knows what the engine computes in
-            name = profile or profiles.for_dtype(side.store.manifest.dtype)
+            name = profile or profiles.for_dtype(side.store.manifest.dtype, side.store.manifest.quantisation)
     return selfcheck.judge_rounds(settings, rounds, name, by_ids=True, cache_is_ours=True)
 
 

@@ -157,7 +157,8 @@ class _Audit:
         self.trusted_name = ""
         self._why_no_model = ""
         self._model = self._open_model() if _NEEDS_MODEL & set(asked) else None
-        self._margin = tolerance(self._dtype(), *((self._model.dtype,) if isinstance(self._model, Trusted) else ()))
+        own = (self._model.computed,) if isinstance(self._model, Trusted) else ()
+        self._margin = tolerance(self._computed(), *own)
 
     @classmethod
     @contextlib.contextmanager
@@ -231,11 +232,12 @@ class _Audit:
         value = None if found is None else found.says.get(name)
         return value if isinstance(value, str) else None
 
-    def _dtype(self) -> str:
-        told = self._options.dtype or self._told("dtype")
-        if told is None and store.is_store(self._rows):
-            told = store.read_manifest(self._rows).dtype
-        return told if told in _DTYPES else "float32"
+    def _computed(self) -> tuple[str, str]:
+        """Dtype and quantisation of the server's model."""
+        manifest = store.read_manifest(self._rows) if store.is_store(self._rows) else None
+        told = self._options.dtype or self._told("dtype") or (manifest and manifest.dtype)
+        quantisation = self._told("quantisation") or (manifest.quantisation if manifest else "")
+        return told if told in _DTYPES else "float32", quantisation
 
     def _ordered(self, what: str) -> list[Answer]:
         """The answers in the order that the secret seed gives them for this purpose."""

@@ -157,7 +157,7 @@ def measure(settings: Settings, how: How, fits: Callable[[plans.Plan], None] = l
         folder = own()
         plans.save(plan, folder / _plan.FILE)
         files.write_json(folder / _CONFIG, _without_password(settings))
-        files.write_json(folder / _ENVIRONMENT, files.environment())
+        files.write_json(folder / _ENVIRONMENT, files.environment() | ({"stack": target.about} if target.about else {}))
         if settings.capture:
             files.write_json(folder / SERVER, preflight.identity(target, _timeouts(settings)))
         if _calibrates(settings, plan):
@@ -418,7 +418,7 @@ def _launched(settings: Settings, how: How, say: Say, own: Own | None = None) ->
     rows = _capture_arguments(settings, own()) if settings.capture and own is not None else []
     with launched([*rows, *_serve_arguments(settings, say)]) as server:
         say(f"target: {server.url} (pid {server.pid})")
-        yield locate(server.url, way=_way(settings, how))
+        yield msgspec.structs.replace(locate(server.url, way=_way(settings, how)), about=server.about)
 
 
 def _say_target(target: Target, say: Say) -> None:

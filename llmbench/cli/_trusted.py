@@ -29,8 +29,8 @@ class Trusted:
         """Raises InputError when it cannot be opened."""
         self._spec = model
         self._llm = LLM(model, engine, tokenizer=None if tokenizer is None else str(tokenizer))
-        self.dtype = self._llm.dtype
-        self.name = f"{model} on {engine} ({self.dtype})"
+        self.computed = (self._llm.dtype, self._llm.quantisation)
+        self.name = f"{model} on {engine} ({', '.join(filter(None, self.computed))})"
 
     @property
     def tokenizer(self) -> Tokenizer:

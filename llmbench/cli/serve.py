@@ -82,8 +82,9 @@ def serve(
         typer.echo(f"note: {note}", err=True)
 
     def on_ready(running: stack.Running) -> None:
+        computed = f"{running.dtype}, {running.quantisation}" if running.quantisation else running.dtype
         typer.echo(
-            f"{launch.READY}{running.url} (model {running.model}, engine {running.engine} {running.dtype}, "
+            f"{launch.READY}{running.url} (model {running.model}, engine {running.engine} {computed}, "
             f"batch {running.max_batch}, up to {running.max_model_len} tokens, "
             f"{running.num_blocks} blocks of {running.block_size}, agent {', '.join(map(str, running.agent_pids))})"
         )

@@ -1,10 +1,11 @@
 """Attention over the paged KV cache in NumPy: decoding sequences together by length, prompts one by one in pieces."""
 
-import math
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from llmbench.engines._pages import Pages
+from llmbench.engines._scratch import Scratch
 
 Int32 = npt.NDArray[np.int32]
 Intp = npt.NDArray[np.intp]
@@ -14,29 +15,6 @@ _SCORES_ELEMENTS = 1 << 19  # 2 MiB of scores at once, so that softmax works on 
 _GATHER_ELEMENTS = 1 << 20  # 4 MiB of gathered keys and values at once
 _CHUNK = 64  # queries of a prompt at once, at most
 _PADDING = 0.25  # how much shorter than the longest a sequence may be, to be padded to it
-
-
-class Scratch:
-    """Named work arrays that grow and are used again: fresh large ones would cost page faults at each step."""
-
-    def __init__(self, dtype: npt.DTypeLike = np.float32) -> None:
-        self._dtype = dtype
-        self._arrays: dict[str, Float32] = {}
-        self._views: dict[str, Float32] = {}
-
-    def get(self, name: str, *shape: int) -> Float32:
-        """An array of this shape, its values undefined; the one got before under this name is no longer valid."""
-        view = self._views.get(name)
-        if view is None or view.shape != shape:
-            view = self._views[name] = self._cut(name, shape)
-        return view
-
-    def _cut(self, name: str, shape: tuple[int, ...]) -> Float32:
-        size = math.prod(shape)
-        flat = self._arrays.get(name)
-        if flat is None or flat.size < size:
-            flat = self._arrays[name] = np.empty(size, self._dtype)
-        return flat[:size].reshape(shape)
 
 
 class DecodeGroup(msgspec.Struct, frozen=True):
@@ -51,7 +29,7 @@ class DecodeGroup(msgspec.Struct, frozen=True):
 
 class Prompt(msgspec.Struct, frozen=True):
     """A sequence with several new tokens: `start`..`stop` in the step, `context_len` in the cache after it, and its
-    blocks intp [W]. `fresh` says that nothing of it was in the cache before.
+    blocks intp [W]. `fresh` says that what the step computes is all there is of it: nothing needs to be read back.
     """
 
     start: int
@@ -97,13 +75,13 @@ def _decode_group(rows: Intp, context_lens: Int32, tables: Int32, block_size: in
     return DecodeGroup(rows=rows, tables=np.where(unused, 0, tables).astype(np.intp), mask=mask)
 
 
-def decode(group: DecodeGroup, q: Float32, cache: Float32, heads: Heads, scratch: Scratch, out: Float32) -> None:
-    """Attention of one token per sequence: q and out float32 [T, heads, dim], cache [blocks, block_size, 2 kv, dim]."""
+def decode(group: DecodeGroup, q: Float32, cache: Pages, heads: Heads, scratch: Scratch, out: Float32) -> None:
+    """Attention of one token per sequence: q and out float32 [T, heads, dim]."""
     num, width = group.tables.shape
-    length, kv, dim = width * cache.shape[1], heads.num_kv_heads, heads.head_dim
-    gathered = scratch.get("gathered", num, width, *cache.shape[1:])
-    cache.take(group.tables, axis=0, out=gathered, mode="clip")  # other modes make `out` a copy first
-    keys_values = gathered.reshape(num, length, 2, kv, dim).transpose(2, 0, 3, 1, 4)
+    length, kv, dim = width * cache.block_size, heads.num_kv_heads, heads.head_dim
+    keys_values = (
+        cache.read(group.tables, scratch, "gathered").reshape(num, length, 2, kv, dim).transpose(2, 0, 3, 1, 4)
+    )
     scores = scratch.get("scores", num, kv, heads.group, length)
     np.matmul(q[group.rows].reshape(num, kv, heads.group, dim), keys_values[0].swapaxes(2, 3), out=scores)
     scores += group.mask
@@ -120,16 +98,14 @@ def chunks(prompt: Prompt, heads: Heads) -> list[slice]:
     return [slice(start, min(start + size, prompt.stop)) for start in reversed(starts)]
 
 
-def keys_values(prompt: Prompt, qkv: Float32, cache: Float32, heads: Heads, scratch: Scratch) -> Float32:
+def keys_values(prompt: Prompt, qkv: Float32, cache: Pages, heads: Heads, scratch: Scratch) -> Float32:
     """float32 [2, kv, context_len, dim] of a sequence: from the step itself when it has all, else from the cache."""
     if prompt.fresh:
         found = qkv[prompt.start : prompt.stop, heads.num_heads :]
     else:
-        found = scratch.get("prompt", len(prompt.table), *cache.shape[1:])
-        cache.take(prompt.table, axis=0, out=found, mode="clip")
-        found = found.reshape(-1, *cache.shape[2:])[: prompt.context_len]
-    shape = (prompt.context_len, 2, heads.num_kv_heads, heads.head_dim)
-    split: Float32 = found.reshape(shape).transpose(1, 2, 0, 3)
+        found = cache.read(prompt.table, scratch, "prompt")
+    shape = (-1, 2, heads.num_kv_heads, heads.head_dim)
+    split: Float32 = found.reshape(shape)[: prompt.context_len].transpose(1, 2, 0, 3)
     return split
 
 

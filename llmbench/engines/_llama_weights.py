@@ -2,32 +2,37 @@
 
 Rewritings that save calls at each step and change nothing but the last bits: the weight of a layer's RMSNorm, and the
 sqrt(hidden) of its mean, are multiplied into the matrix behind it; 1/sqrt(head_dim) into q; the rows of q and k are
-reordered so that the two halves that RoPE turns into each other lie side by side, as one complex number; the gate and
-up matrices are negated, since silu(g) * u = (-g) * (-u) / (1 + exp(-g)).
+reordered so that the two halves that RoPE turns into each other lie side by side, as one complex number; gate and up
+are negated, since silu(g) * u = (-g) * (-u) / (1 + exp(-g)). A linear of W8A8 keeps its int8 numbers: there the norm
+is applied to the input, and the factors are in the scales of the output.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from llmbench.engines._linear import FloatLinear, Int8Linear, Joined, Linear, Norm, exact
 from llmbench.engines._matrix import Layout, Matrix, Workers
 from llmbench.weights.model import Model
+from llmbench.weights.quantised import W8A8
 
 Float32 = npt.NDArray[np.float32]
 Blocks = Iterator[tuple[int, Float32]]
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 class Layer(msgspec.Struct, frozen=True):
     """`qkv` is hidden -> (heads + 2 kv_heads) * head_dim, in this order; `gate_up` is hidden -> 2 ffn."""
 
-    qkv: Matrix
-    qkv_bias: Float32 | None
-    output: Matrix
-    gate_up: Matrix
-    down: Matrix
+    qkv: Linear
+    output: Linear
+    gate_up: Linear
+    down: Linear
 
 
 class LlamaWeights(msgspec.Struct, frozen=True):
@@ -45,14 +50,23 @@ class LlamaWeights(msgspec.Struct, frozen=True):
         return self.head.columns(token_ids) if self.embedding is None else self.embedding[token_ids]
 
 
+class _Use(NamedTuple):
+    """A linear by name, its outputs times `factor`; those of `paired` ones lie as RoPE turns them."""
+
+    name: str
+    factor: float = 1.0
+    paired: bool = False
+
+
 def load(model: Model, layout: Layout, workers: Workers, dtype: npt.DTypeLike = np.float32) -> LlamaWeights:
     """Read a model into the merged matrices, most of it block by block; no second copy of the whole is made.
 
     What is float32 here is float64 where that is asked for.
     """
     config = model.config
-    layers = [_layer(model, f"model.layers.{i}.", layout, workers, dtype) for i in range(config.num_layers)]
-    norm = _norm(model, "model.norm.weight", dtype)
+    loader = _Loader(model, layout, workers, dtype)
+    layers = [loader.layer(f"model.layers.{i}.") for i in range(config.num_layers)]
+    norm = loader.gain("model.norm.weight")
     head = Matrix(config.hidden_size, config.vocab_size, layout, workers, dtype)
     tied = config.tie_embeddings
     head.fill(0, model.blocks("model.embed_tokens.weight" if tied else "lm_head.weight"))
@@ -60,54 +74,130 @@ def load(model: Model, layout: Layout, workers: Workers, dtype: npt.DTypeLike = 
     return LlamaWeights(embedding=embedding, layers=layers, final_norm=norm, head=head)
 
 
-def _layer(model: Model, prefix: str, layout: Layout, workers: Workers, dtype: npt.DTypeLike) -> Layer:
-    config = model.config
-    hidden, ffn, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-    attention, mlp = prefix + "self_attn.", prefix + "mlp."
-    norm = _norm(model, prefix + "input_layernorm.weight", dtype)
-    qkv = Matrix(hidden, queries + 2 * keys, layout, workers, dtype)
-    qkv.fill(0, _paired(model, attention + "q_proj.weight", norm / math.sqrt(dim)))
-    qkv.fill(queries, _paired(model, attention + "k_proj.weight", norm))
-    qkv.fill(queries + keys, _scaled(model, attention + "v_proj.weight", norm))
-    norm = -_norm(model, prefix + "post_attention_layernorm.weight", dtype)
-    gate_up = Matrix(hidden, 2 * ffn, layout, workers, dtype)
-    gate_up.fill(0, _scaled(model, mlp + "gate_proj.weight", norm))
-    gate_up.fill(ffn, _scaled(model, mlp + "up_proj.weight", norm))
-    output, down = Matrix(queries, hidden, layout, workers, dtype), Matrix(ffn, hidden, layout, workers, dtype)
-    output.fill(0, model.blocks(attention + "o_proj.weight"))
-    down.fill(0, model.blocks(mlp + "down_proj.weight"))
-    bias = _qkv_bias(model, attention, dtype) if config.attention_bias else None
-    return Layer(qkv=qkv, qkv_bias=bias, output=output, gate_up=gate_up, down=down)
-
-
-def _qkv_bias(model: Model, prefix: str, dtype: npt.DTypeLike) -> Float32:
-    """float32 [(heads + 2 kv_heads) * head_dim], scaled and reordered as the matrix is."""
+def kv_scales(model: Model, layer: int, dtype: npt.DTypeLike) -> tuple[Float32, Float32]:
+    """Scale and offset [2 kv_heads, head_dim] of the int8 cache of a layer, as its keys and values lie."""
+    scales = model.kv_scales(layer)
+    assert scales is not None, "the model has an int8 cache"
     dim = model.config.head_dim
-    q, k, v = (model.tensor(f"{prefix}{part}_proj.bias").astype(dtype) for part in "qkv")
-    q /= math.sqrt(dim)
-    return np.concatenate([_pair_halves(q, dim), _pair_halves(k, dim), v])
+
+    def joined(keys: Float32, values: Float32) -> Float32:
+        both: Float32 = np.concatenate([_pair_halves(keys, dim), values]).astype(dtype)
+        return both.reshape(-1, dim)
+
+    return joined(scales.key_scale, scales.value_scale), joined(scales.key_offset, scales.value_offset)
 
 
-def _norm(model: Model, name: str, dtype: npt.DTypeLike) -> Float32:
-    """float32 [hidden]: the weight of an RMSNorm times sqrt(hidden), since the engine divides by sqrt(sum(x^2))."""
-    weight: Float32 = model.tensor(name).astype(dtype)
-    weight *= math.sqrt(model.config.hidden_size)
-    return weight
+class _Loader:
+    """Reads the linears of a model."""
+
+    def __init__(self, model: Model, layout: Layout, workers: Workers, dtype: npt.DTypeLike) -> None:
+        self._model = model
+        self._layout = layout
+        self._workers = workers
+        self._dtype = dtype
+        self._names = frozenset(model.names())
+
+    def layer(self, prefix: str) -> Layer:
+        attention, mlp, q_factor = prefix + "self_attn.", prefix + "mlp.", 1 / math.sqrt(self._model.config.head_dim)
+        qkv = (
+            _Use(attention + "q_proj", q_factor, paired=True),
+            _Use(attention + "k_proj", paired=True),
+            _Use(attention + "v_proj"),
+        )
+        gate_up = (_Use(mlp + "gate_proj", -1.0), _Use(mlp + "up_proj", -1.0))
+        return Layer(
+            qkv=self._linear(qkv, self._norm(prefix + "input_layernorm")),
+            output=self._linear([_Use(attention + "o_proj")]),
+            gate_up=self._linear(gate_up, self._norm(prefix + "post_attention_layernorm")),
+            down=self._linear([_Use(mlp + "down_proj")]),
+        )
+
+    def gain(self, name: str) -> Float32:
+        """[hidden]: the weight of an RMSNorm times sqrt(hidden), since the engine divides by sqrt(sum(x^2))."""
+        weight: Float32 = self._model.tensor(name).astype(self._dtype)
+        weight *= math.sqrt(self._model.config.hidden_size)
+        return weight
+
+    def _norm(self, name: str) -> Norm:
+        bias = self._model.tensor(name + ".bias") if self._model.config.norm_bias else None
+        return Norm(self.gain(name + ".weight"), None if bias is None else bias.astype(self._dtype))
+
+    def _linear(self, uses: Sequence[_Use], norm: Norm | None = None) -> Linear:
+        """Linears of one input: in as few products as their kinds and the scales of their inputs allow."""
+        read = [(use, self._int8(use.name)) for use in uses]
+        parts: list[Linear] = []
+        for rounding, group in itertools.groupby(read, key=lambda each: _rounding(each[1])):
+            if rounding is None:
+                parts.append(self._float_linear([use for use, _ in group], norm))
+            else:
+                parts.append(self._int8_linear([(use, int8) for use, int8 in group if int8 is not None], norm))
+        return parts[0] if len(parts) == 1 else Joined(parts)
+
+    def _int8(self, name: str) -> W8A8 | None:
+        """A linear of W8A8; None for others, those of W8A16 among them, which are floats here."""
+        linear = self._model.linear(name)
+        return linear if isinstance(linear, W8A8) else None
+
+    def _matrix(self, uses: Sequence[_Use], layout: Layout) -> Matrix:
+        shapes = [self._model.shape(use.name + ".weight") for use in uses]
+        return Matrix(shapes[0][1], sum(shape[0] for shape in shapes), layout, self._workers, self._dtype)
+
+    def _float_linear(self, uses: Sequence[_Use], norm: Norm | None) -> FloatLinear:
+        matrix = self._matrix(uses, self._layout)
+        column, biases = 0, []
+        for use in uses:
+            matrix.fill(column, self._blocks(use, norm))
+            biases.append(self._bias(use, norm))
+            column += len(biases[-1])
+        bias = np.concatenate(biases)
+        return FloatLinear(matrix, bias.astype(self._dtype) if bias.any() else None)
+
+    def _blocks(self, use: _Use, norm: Norm | None) -> Blocks:
+        """The blocks of a weight [out, in] times what is multiplied into it; paired ones are reordered, so whole."""
+        name = use.name + ".weight"
+        scale = use.factor if norm is None else norm.gain * use.factor
+        if use.paired:
+            yield 0, _pair_halves(self._model.tensor(name) * scale, self._model.config.head_dim)
+            return
+        for start, block in self._model.blocks(name):
+            yield start, block * scale
+
+    def _bias(self, use: _Use, norm: Norm | None) -> npt.NDArray[np.float64]:
+        """float64 [out]: the bias of a linear of floats, and what it makes of the bias of the norm before it."""
+        model, name = self._model, use.name + ".weight"
+        bias = np.zeros(model.shape(name)[0])
+        if use.name + ".bias" in self._names:
+            bias += model.tensor(use.name + ".bias")
+        if norm is not None and norm.bias is not None:
+            for start, block in model.blocks(name):
+                bias[start : start + len(block)] += block @ norm.bias.astype(np.float64)
+        bias *= use.factor
+        return _pair_halves(bias, model.config.head_dim) if use.paired else bias
+
+    def _int8_linear(self, linears: Sequence[tuple[_Use, W8A8]], norm: Norm | None) -> Int8Linear:
+        matrix = self._matrix([use for use, _ in linears], exact(self._layout))
+        column, biases, scales = 0, [], []
+        for use, int8 in linears:
+            matrix.fill(column, [(0, self._ordered(use, int8.weight))])
+            biases.append(self._ordered(use, int8.quant_bias).astype(np.float64))
+            scales.append(self._ordered(use, int8.deq_scale).astype(np.float64) * use.factor)
+            column += len(int8.weight)
+        first = linears[0][1]
+        return Int8Linear(
+            matrix, norm, first.input_scale, first.input_offset, np.concatenate(biases), np.concatenate(scales)
+        )
+
+    def _ordered(self, use: _Use, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        return _pair_halves(rows, self._model.config.head_dim) if use.paired else rows
 
 
-def _scaled(model: Model, name: str, scale: Float32) -> Blocks:
-    """The blocks of a weight [out, in] times scale [in]."""
-    return ((start, block * scale) for start, block in model.blocks(name))
+def _rounding(linear: W8A8 | None) -> tuple[float, int] | None:
+    """How the input of a linear is rounded; None when it is not."""
+    return None if linear is None else (linear.input_scale, linear.input_offset)
 
 
-def _paired(model: Model, name: str, scale: Float32) -> Blocks:
-    """A weight [out, in] times scale [in], whole, since the rows of a head are reordered."""
-    yield 0, _pair_halves(model.tensor(name) * scale, model.config.head_dim)
-
-
-def _pair_halves(rows: Float32, dim: int) -> Float32:
+def _pair_halves(rows: npt.NDArray[_Number], dim: int) -> npt.NDArray[_Number]:
     """The rows of each head from (x0 x1 … y0 y1 …) to (x0 y0 x1 y1 …)."""
     halves = rows.reshape(len(rows) // dim, 2, dim // 2, -1)
-    pairs: Float32 = halves.swapaxes(1, 2).reshape(rows.shape)
+    pairs: npt.NDArray[_Number] = halves.swapaxes(1, 2).reshape(rows.shape)
     return pairs

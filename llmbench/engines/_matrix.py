@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
+Numbers = Float32 | npt.NDArray[np.int8]
 
 # measured: 64 columns are as fast with several rows, but with one row reach 3/4 of the memory's speed; 32 all of it
 _WIDTH = 32  # columns of a panel
@@ -87,14 +88,14 @@ class Matrix:
         """The columns of a product: num_out, up to a whole panel."""
         return self._num_panels * self._width
 
-    def fill(self, column: int, blocks: Iterable[tuple[int, Float32]]) -> None:
+    def fill(self, column: int, blocks: Iterable[tuple[int, Numbers]]) -> None:
         """Set columns from `column` on from a weight [out, in]: its blocks, each with the number of its first row."""
         for first, block in blocks:
             for panel, inside, piece in self._pieces(column + first, block):
                 for slab, (start, stop) in zip(self._slabs, self._ranges, strict=True):
                     slab[panel, 0, :, inside : inside + len(piece)] = piece[:, start:stop].T
 
-    def _pieces(self, column: int, block: Float32) -> Iterator[tuple[int, int, Float32]]:
+    def _pieces(self, column: int, block: Numbers) -> Iterator[tuple[int, int, Numbers]]:
         """A block [out, in] cut where panels end: the panel, the column in it, and some rows."""
         row = 0
         while row < len(block):

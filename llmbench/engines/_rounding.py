@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.weights.model import Model
+from llmbench.weights.tensors import Tensor, Tensors, widen
 
 Float32 = npt.NDArray[np.float32]
 Round = Callable[[Float32], Float32]
@@ -30,29 +31,14 @@ IN_PLACE: dict[str, Round] = {"float16": _to_half, "bfloat16": _to_bfloat}
 
 
 def rounded(model: Model, dtype: str) -> Model:
-    """The model with its weights rounded to a dtype, as they are read."""
-    return Model(model.name, model.config, model.tokenizer_path, _Rounded(model, dtype))
+    """The model with its float weights rounded to a dtype, as they are read; what is quantised stays as it is."""
+    floats = {name for name in model.names() if name.rpartition(".")[0] not in model.config.quantised}
+    tensors = {name: _rounded(tensor, dtype) if name in floats else tensor for name, tensor in model.stored().items()}
+    return Model(model.name, model.config, model.tokenizer_path, Tensors(tensors))
 
 
-class _Rounded:
-    """The tensors of a model, rounded."""
+def _rounded(tensor: Tensor, dtype: str) -> Tensor:
+    def rows(start: int, stop: int) -> Float32:
+        return IN_PLACE[dtype](widen(tensor.rows(start, stop)).copy())
 
-    def __init__(self, model: Model, dtype: str) -> None:
-        self._model = model
-        self._dtype = dtype
-
-    def names(self) -> list[str]:
-        """The names of all tensors."""
-        return self._model.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
-        return self._model.shape(name)
-
-    def dtype(self, name: str) -> str:
-        """What the tensors are rounded to."""
-        return self._dtype
-
-    def rows(self, name: str, start: int, stop: int) -> Float32:
-        """float32 [stop - start, ...]: rows of a tensor."""
-        return IN_PLACE[self._dtype](self._model.rows(name, start, stop).copy())
+    return Tensor(shape=tensor.shape, dtype="float32", rows=rows)

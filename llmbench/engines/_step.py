@@ -84,9 +84,12 @@ def check_memory(model: Model, itemsize: int = 4) -> None:
         )
 
 
-def choose_num_blocks(config: ModelConfig, settings: EngineSettings, share: float) -> int:
-    """Enough for max_batch of the longest sequences, within a share of the free memory, but for one at least."""
+def choose_num_blocks(config: ModelConfig, settings: EngineSettings, share: float, itemsize: int = 4) -> int:
+    """Enough for max_batch of the longest sequences, within a share of the free memory, but for one at least.
+
+    A key or a value has numbers of `itemsize` bytes.
+    """
     longest = -(-config.max_positions // settings.block_size)
-    block_bytes = 4 * config.num_layers * settings.block_size * 2 * config.num_kv_heads * config.head_dim
+    block_bytes = itemsize * config.num_layers * settings.block_size * 2 * config.num_kv_heads * config.head_dim
     affordable = int(psutil.virtual_memory().available * share) // block_bytes
     return max(longest, min(settings.max_batch * longest, affordable))

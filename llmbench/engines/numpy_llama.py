@@ -3,8 +3,6 @@
 As a reference for other engines it also computes in float64, and as an engine of 16 bits would, see RoundedLlama.
 """
 
-import math
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +15,9 @@ from llmbench.engines import _rope as rope
 from llmbench.engines import _rounding as rounding
 from llmbench.engines import _step as step
 from llmbench.engines._blas import available_threads, has_small_matrix_kernels, set_threads
+from llmbench.engines._linear import Linear
+from llmbench.engines._pages import FloatPages, Int8Pages, Pages
+from llmbench.engines._scratch import Scratch
 from llmbench.errors import ServingError
 from llmbench.weights import shard
 from llmbench.weights.model import Model
@@ -43,7 +44,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class NumpyLlama:
-    """The engine; the cache is float32 [layers, blocks, block_size, 2 kv_heads, head_dim], keys before values."""
+    """The engine. Quantised linears of W8A8 are computed in whole numbers, see _linear; those of W8A16 as floats."""
 
     name = "numpy_llama"
     dtype: str
@@ -61,21 +62,21 @@ class NumpyLlama:
         self.dtype = np.dtype(dtype).name
         self._vocab_size = config.vocab_size
         self._heads = attention.Heads(config.num_heads, config.num_kv_heads, config.head_dim)
+        self._token_elements = 2 * config.num_kv_heads * config.head_dim  # of the cache of a layer
         self._workers, layout = _share_out(settings.threads or available_threads())
         self._weights = weights.load(model, layout, self._workers, dtype)
         self._block_size = settings.block_size
-        num_blocks = settings.num_blocks or step.choose_num_blocks(config, settings, _CACHE_SHARE / num_ranks)
-        shape = (config.num_layers, num_blocks, settings.block_size, 2 * config.num_kv_heads, config.head_dim)
-        self._cache: Float32 = np.zeros(shape, dtype)
+        self._num_blocks = num_blocks = settings.num_blocks or self._choose_num_blocks(settings, num_ranks)
+        self._cache = self._pages(model, dtype)
         self._max_model_len = min(config.max_positions, num_blocks * settings.block_size)
         self._rotations = rope.rotations(config, self._max_model_len, dtype)
-        self._scratches = [attention.Scratch(dtype) for _ in range(self._workers.num_threads)]
+        self._scratches = [Scratch(dtype) for _ in range(self._workers.num_threads)]
         self._scratch = self._scratches[0]
         self._watcher: Watcher | None = None
 
     def capacity(self) -> Capacity:
         """What this engine can hold."""
-        return Capacity(num_blocks=self._cache.shape[1], block_size=self._block_size, max_model_len=self._max_model_len)
+        return Capacity(num_blocks=self._num_blocks, block_size=self._block_size, max_model_len=self._max_model_len)
 
     def step(self, batch: Batch) -> StepResult:
         """Compute one step and write the KV cache."""
@@ -94,9 +95,22 @@ class NumpyLlama:
         """Give back the weights and the cache."""
         self._workers.close()
         self._weights.layers.clear()
-        self._cache = np.empty((0, 0, 0, 0, 0), np.float32)
+        self._cache.clear()
         self._scratches.clear()
-        self._scratch = attention.Scratch()
+        self._scratch = Scratch()
+
+    def _choose_num_blocks(self, settings: EngineSettings, num_ranks: int) -> int:
+        """As many as a share of the free memory has room for."""
+        itemsize = np.dtype(self.dtype if self._config.kv_cache is None else np.int8).itemsize
+        return step.choose_num_blocks(self._config, settings, _CACHE_SHARE / num_ranks, itemsize)
+
+    def _pages(self, model: Model, dtype: npt.DTypeLike) -> list[Pages]:
+        """The cache of each layer."""
+        config = self._config
+        shape = (self._num_blocks, self._block_size, 2 * config.num_kv_heads, config.head_dim)
+        if config.kv_cache is None:
+            return [FloatPages(shape, dtype) for _ in range(config.num_layers)]
+        return [Int8Pages(shape, *weights.kv_scales(model, i, dtype)) for i in range(config.num_layers)]
 
     def _choose(self, batch: Batch, plan: Plan, logits: Float32) -> StepResult:
         """The tokens, from logits [m, vocab]."""
@@ -110,7 +124,9 @@ class NumpyLlama:
 
     def _forget(self, batch: Batch) -> None:
         """Clear the blocks of a step without finite logits: padding multiplies old values by 0, which NaN survives."""
-        self._cache[:, step.used_blocks(batch, self._block_size)] = 0
+        used = step.used_blocks(batch, self._block_size)
+        for pages in self._cache:
+            pages.clear(used)
 
     def _plan(self, batch: Batch) -> Plan:
         query_lens, context_lens = batch.query_lens, batch.context_lens
@@ -119,7 +135,7 @@ class NumpyLlama:
         positions = np.arange(ends[-1]) + np.repeat(context_lens - ends, query_lens)
         blocks = batch.block_tables[sequence, positions // self._block_size].astype(np.intp)
         decodes = np.flatnonzero(query_lens == 1)
-        block_elements = math.prod(self._cache.shape[2:])
+        block_elements = self._block_size * self._token_elements
         return Plan(
             slots=blocks * self._block_size + positions % self._block_size,
             rotations=self._rotations[positions][:, None],
@@ -133,7 +149,8 @@ class NumpyLlama:
     def _prompt(self, batch: Batch, i: int, end: int) -> attention.Prompt:
         query_len, context_len = int(batch.query_lens[i]), int(batch.context_lens[i])
         table = batch.block_tables[i, : -(-context_len // self._block_size)].astype(np.intp)
-        return attention.Prompt(end - query_len, end, context_len, table, fresh=query_len == context_len)
+        fresh = query_len == context_len and self._config.kv_cache is None  # what is kept is what was computed
+        return attention.Prompt(end - query_len, end, context_len, table, fresh)
 
     def _layers(self, batch: Batch, plan: Plan) -> Float32:
         """float32 [m, hidden] behind all layers and the last norm, of the tokens whose logits are wanted."""
@@ -158,15 +175,12 @@ class NumpyLlama:
             self._show("norm", hidden, plan)
         return hidden
 
-    def _attend(self, layer: weights.Layer, cache: Float32, x: Float32, plan: Plan) -> Float32:
+    def _attend(self, layer: weights.Layer, cache: Pages, x: Float32, plan: Plan) -> Float32:
         """float32 [T, heads * head_dim]; writes the new keys and values of this layer."""
         heads, num = self._heads, len(x)
-        qkv = self._multiply(layer.qkv, self._normalised(x), "qkv")
-        if layer.qkv_bias is not None:
-            qkv += layer.qkv_bias
-        qkv = qkv.reshape(num, -1, heads.head_dim)
+        qkv = self._multiply(layer.qkv, self._normalised(x), "qkv").reshape(num, -1, heads.head_dim)
         self._turn(qkv, plan)
-        cache.reshape(-1, *cache.shape[2:])[plan.slots] = qkv[:, heads.num_heads :]
+        cache.write(plan.slots, qkv[:, heads.num_heads :])
         out = self._scratch.get("attended", num, heads.num_heads, heads.head_dim)
         if plan.groups:
             self._decode(plan.groups, qkv, cache, out)
@@ -179,10 +193,10 @@ class NumpyLlama:
         turned = qkv[:, : self._heads.num_heads + self._heads.num_kv_heads].view(self._rotations.dtype)
         turned *= plan.rotations
 
-    def _decode(self, groups: list[attention.DecodeGroup], qkv: Float32, cache: Float32, out: Float32) -> None:
+    def _decode(self, groups: list[attention.DecodeGroup], qkv: Float32, cache: Pages, out: Float32) -> None:
         heads = self._heads
         q = qkv[:, : heads.num_heads]
-        elements = sum(group.mask.size for group in groups) * math.prod(cache.shape[2:])
+        elements = sum(group.mask.size for group in groups) * self._token_elements
         num_parts = min(len(groups), self._workers.num_parts(elements))
 
         def work(part: int) -> None:
@@ -191,7 +205,7 @@ class NumpyLlama:
 
         self._workers.run(work, num_parts)
 
-    def _prefill(self, prompt: attention.Prompt, qkv: Float32, cache: Float32, out: Float32) -> None:
+    def _prefill(self, prompt: attention.Prompt, qkv: Float32, cache: Pages, out: Float32) -> None:
         heads = self._heads
         q = qkv[:, : heads.num_heads]
         keys_values = attention.keys_values(prompt, qkv, cache, heads, self._scratch)
@@ -206,7 +220,7 @@ class NumpyLlama:
         self._workers.run(work, num_parts)
 
     def _mlp(self, layer: weights.Layer, x: Float32) -> None:
-        """x += down(silu(gate(x)) * up(x)), in place; both matrices are negated, see _llama_weights."""
+        """x += down(silu(gate(x)) * up(x)), in place; gate and up are negated, see _llama_weights."""
         num, ffn = len(x), self._config.intermediate_size
         both = self._multiply(layer.gate_up, self._normalised(x), "both")
         gate, up = both[:, :ffn], both[:, ffn:]
@@ -217,7 +231,7 @@ class NumpyLlama:
         x += self._row_parallel(layer.down, gate, "added")
 
     def _normalised(self, x: Float32) -> Float32:
-        """float32 [T, hidden]: x / sqrt(sum(x^2) + hidden * eps); the rest of RMSNorm is in the next matrix."""
+        """float32 [T, hidden]: x / sqrt(sum(x^2) + hidden * eps); the rest of RMSNorm is in the next linear."""
         squares = np.einsum("ij,ij->i", x, x)
         squares += self._config.hidden_size * self._config.rms_norm_eps
         np.sqrt(squares, out=squares)
@@ -229,11 +243,11 @@ class NumpyLlama:
         head = self._weights.head
         return head.multiply(hidden, np.empty((len(hidden), head.padded), hidden.dtype))
 
-    def _multiply(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
+    def _multiply(self, by: Linear, x: Float32, scratch: str) -> Float32:
         """float32 [T, num_out], in a work array of this name."""
-        return by.multiply(x, self._scratch.get(scratch, len(x), by.padded))
+        return by.multiply(x, self._scratch, scratch)
 
-    _row_parallel = _multiply  # by a matrix that is cut along its inputs where there are several ranks
+    _row_parallel = _multiply  # by a linear that is cut along its inputs where there are several ranks
 
     def _embed(self, token_ids: Int32) -> Float32:
         """float32 [T, hidden]."""
@@ -276,10 +290,10 @@ class RoundedLlama(NumpyLlama):
     def _normalised(self, x: Float32) -> Float32:
         return self._round(super()._normalised(x))
 
-    def _multiply(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
+    def _multiply(self, by: Linear, x: Float32, scratch: str) -> Float32:
         return self._round(super()._multiply(by, x, scratch))
 
-    def _row_parallel(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
+    def _row_parallel(self, by: Linear, x: Float32, scratch: str) -> Float32:
         return self._multiply(by, self._round(x), scratch)
 
 
@@ -308,7 +322,7 @@ class ShardedLlama(NumpyLlama):
             self._forget(batch)
         return step.nothing(batch)
 
-    def _row_parallel(self, by: matrix.Matrix, x: Float32, scratch: str) -> Float32:
+    def _row_parallel(self, by: Linear, x: Float32, scratch: str) -> Float32:
         return self._group.all_reduce(self._multiply(by, x, scratch))
 
     def _embed(self, token_ids: Int32) -> Float32:

@@ -150,6 +150,7 @@ def load(message: frames.Load, group: Collective | None) -> Held:
         fingerprint=model.fingerprint(),
         engine=engine.name,
         dtype=engine.dtype,
+        quantisation=model.config.quantisation,
         vocab_size=model.config.vocab_size,
     )
     return Held(engine, open_recorder(capture, header), forced, header.fingerprint)

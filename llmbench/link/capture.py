@@ -250,6 +250,7 @@ def open_recorder(capture: frames.Capture, about: contest.Header) -> Recorder:
         engine=about.engine,
         engine_version=capture.version,
         dtype=about.dtype,
+        quantisation=about.quantisation,
         vocab_size=about.vocab_size,
         decode="forced" if capture.force else "free",
         tier=capture.tier,

@@ -31,7 +31,10 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run sends to: the name as given, and the one address that answered (the proxy's, where there is one)."""
+    """Where a run sends to: the name as given, and the one address that answered (the proxy's, where there is one).
+
+    `about` is what a server that was launched for the run said of itself.
+    """
 
     url: str
     authority: str
@@ -42,6 +45,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     tls_name: str | None = None
     """The name that the server's certificate must have; None for plain HTTP."""
     way: Way = Way()
+    about: str = ""
 
     @property
     def transport(self) -> str:

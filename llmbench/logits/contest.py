@@ -30,7 +30,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What produced the rows."""
+    """What produced the rows; `quantisation` as in store.Manifest."""
 
     format: str = "llmbench-contest-logits-1"
     every: int
@@ -38,6 +38,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     engine: str
     dtype: str
+    quantisation: str = ""
     vocab_size: int
 
 

@@ -69,7 +69,8 @@ logit, and the CRC-32 of what stands before it."""
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a store's rows are of. `fingerprint` is of the weights, `tokenizer` and `config` are hashes, "" if unknown.
 
-    `dtype` is what the engine computes logits in. `decode` is "forced" when it was fed tokens that it had not chosen.
+    `dtype` is what the engine computes logits in, `quantisation` what of the model is of 8 bits, as weights.config has
+    it. `decode` is "forced" when it was fed tokens that it had not chosen.
     `k` and `num_tail` are of tier `topk`; `tail_seed` decides which ids its sample of the rest takes.
     """
 
@@ -83,6 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     engine_version: str = ""
     dtype: str
+    quantisation: str = ""
     vocab_size: int
     decode: Literal["free", "forced"] = "free"
     tier: Tier = "topk"

@@ -37,10 +37,11 @@ class HttpResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What a dialect may know about the server it speaks for."""
+    """What a dialect may know about the server it speaks for. `quantisation` is what of the model is of 8 bits."""
 
     model_name: str
     model_dtype: str
+    quantisation: str = ""
     vocab_size: int
     max_model_len: int
     max_batch: int

@@ -85,7 +85,7 @@ def stream_options(fields: Fields) -> StreamOptions:
 
 
 def models(status: Status, created: float) -> list[dict[str, Any]]:
-    """The one model that is served; `max_model_len` is vLLM's."""
+    """The one model that is served; `max_model_len` is vLLM's, `quantization` is there for a quantised model."""
     name = status.model_name
     return [
         {
@@ -96,6 +96,7 @@ def models(status: Status, created: float) -> list[dict[str, Any]]:
             "root": name,
             "parent": None,
             "max_model_len": status.max_model_len,
+            **({"quantization": status.quantisation} if status.quantisation else {}),
         }
     ]
 

@@ -31,6 +31,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     config: str
     engine: str
     dtype: str
+    quantisation: str
+    """What of the model is of 8 bits, such as "w8a8"; "" for a float one."""
 
 
 class Teller:
@@ -59,6 +61,7 @@ class Teller:
             config=self._config,
             engine=loaded.engine,
             dtype=loaded.dtype,
+            quantisation=self._model.config.quantisation,
         )
 
     async def _hashed(self) -> str:

@@ -122,6 +122,7 @@ class LLM:
         settings = EngineSettings(max_batch=batch_size, threads=threads, model_cfg_path=model_cfg_path)
         self._engine = engines.get(engine or "numpy_llama", opened, settings)
         self.dtype = self._engine.dtype
+        self.quantisation = opened.config.quantisation
         capacity = self._engine.capacity()
         self._scheduler = Scheduler(
             self._limits, BlockPool(capacity.num_blocks, capacity.block_size), capacity.max_model_len

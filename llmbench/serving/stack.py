@@ -42,6 +42,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     engine: str
     dtype: str
+    quantisation: str
     max_batch: int
     max_model_len: int
     num_blocks: int
@@ -125,18 +126,17 @@ async def started(config: ServeConfig) -> AsyncIterator[Running]:
             stack.push_async_callback(cancelled, task)
         await http.listen(sockets)
         stack.push_async_callback(http.drain)
-        yield _running(config, host.status(), loop, tokenizer, sockets[0])
+        yield _running(host.status(), loop, tokenizer, sockets[0])
 
 
-def _running(
-    config: ServeConfig, status: Status, loop: StepLoop, tokenizer: Tokenizer, bound: socket.socket
-) -> Running:
+def _running(status: Status, loop: StepLoop, tokenizer: Tokenizer, bound: socket.socket) -> Running:
     host, port = bound.getsockname()[:2]
     return Running(
         url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
         model=status.model_name,
         engine=loop.agent.loaded.engine,
         dtype=loop.agent.loaded.dtype,
+        quantisation=status.quantisation,
         max_batch=status.max_batch,
         max_model_len=status.max_model_len,
         num_blocks=status.num_blocks,
@@ -201,6 +201,7 @@ class _Host:
         return Status(
             model_name=self._config.model_name or self._model.name,
             model_dtype=self._config.model_dtype or self._loop.agent.loaded.dtype,
+            quantisation=self._model.config.quantisation,
             vocab_size=self._model.config.vocab_size,
             max_model_len=scheduler.max_model_len,
             max_batch=limits.max_batch,

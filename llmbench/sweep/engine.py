@@ -31,13 +31,15 @@ class EngineBench:
         self._engine = engines.get(engine, model, settings)
         self._capacity = self._engine.capacity()
         self._vocab_size = model.config.vocab_size
+        self._quantisation = model.config.quantisation
         self._tokens_per_step = tokens_per_step
         self._rng = np.random.default_rng(seed)
 
     @property
     def what(self) -> str:
         """The engine, for people."""
-        return f"{self._engine.name} {self._engine.dtype} in this process"
+        quantised = f", {self._quantisation}," if self._quantisation else ""
+        return f"{self._engine.name} {self._engine.dtype}{quantised} in this process"
 
     def unfit(self, case: Case) -> str:
         """Sequences longer than the model's, or more blocks than the cache has."""

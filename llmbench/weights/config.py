@@ -53,6 +53,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         """How many weights the model has; what belongs to quantisation is none."""
         return sum(math.prod(shape) for shape in _float_tensors(self).values())
 
+    @property
+    def quantisation(self) -> str:
+        """What is of 8 bits in a word, such as "w8a8" or "w8a16+kv8"; "" for a float model."""
+        kinds = sorted({kind.lower() for kind in self.quantised.values()})
+        return "+".join([*kinds, "kv8"] if self.kv_cache else kinds)
+
 
 def float_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor as an engine sees it that knows of no quantisation: each W8A8 linear has a float bias."""

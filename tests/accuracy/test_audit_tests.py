@@ -137,7 +137,8 @@ def test_only_greedy_runs_are_scored() -> None:
 
 
 def test_the_margin_is_that_of_the_coarser_precision() -> None:
-    assert [tolerance("float32"), tolerance("float32", "float16"), tolerance("bfloat16", "float16")] == [
+    float32, float16, bfloat16 = (("float32", ""), ("float16", ""), ("bfloat16", ""))
+    assert [tolerance(float32), tolerance(float32, float16), tolerance(bfloat16, float16)] == [
         1e-3,
         0.02,
         0.13,

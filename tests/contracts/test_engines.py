@@ -1,6 +1,6 @@
 """What every engine promises; a new file in the room is tested the moment it exists."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -11,16 +11,20 @@ import pytest
 from llmbench import engines, plugins
 from llmbench.engines import SAMPLING, Batch, Engine, EngineSettings, StepResult
 from llmbench.errors import InputError, NotInstalled, ServingError
-from llmbench.weights.model import open_model
+from llmbench.weights.model import Model, open_model
 from tests.together import Together
+from tests.weights import eight_bits
 
 NAMES = plugins.names("engines")
 MODEL = open_model("random:tiny")
 SETTINGS = EngineSettings(num_blocks=64, block_size=8, max_batch=16, threads=1)
-TOLERANCE = 1e-4  # of float32 logits, whatever else is in the step
+TOLERANCES = {"float": 1e-4, "int8": 0.1}
+"""Of float32 logits, whatever else is in the step. Where activations are int8, a difference in the last bit may make
+another number of one."""
 RNG_SEED = 5
 
 Ids = npt.NDArray[np.int32]
+Same = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], None]
 
 
 class Part(NamedTuple):
@@ -34,20 +38,44 @@ class Part(NamedTuple):
     seed: int = 0
 
 
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Every kind of linear, norms with biases, and an int8 cache; of the same shape as MODEL."""
+    kinds = eight_bits.every_linear(MODEL.config)
+    kinds |= {name: "W8A16" for name in kinds if name.endswith("v_proj")}
+    del kinds["model.layers.1.mlp.down_proj"]
+    folder = tmp_path_factory.mktemp("models") / "int8"
+    return open_model(str(eight_bits.write(folder, MODEL.name, kinds, kv=True, norm_bias=True)))
+
+
 @pytest.fixture(
-    scope="module", params=[(name, ranks) for name in NAMES for ranks in (1, 2)], ids="{0[0]}-{0[1]}".format
+    scope="module",
+    params=[(name, ranks, numbers) for name in NAMES for numbers in TOLERANCES for ranks in (1, 2)],
+    ids="{0[0]}-{0[1]}-{0[2]}".format,
 )
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Every engine, also as two ranks where it can be had so."""
-    name, num_ranks = request.param
+def engine(request: pytest.FixtureRequest, quantised: Model) -> Iterator[Engine]:
+    """Every engine, also as two ranks where it can be had so, and with a quantised model."""
+    name, num_ranks, numbers = request.param
+    model = quantised if numbers == "int8" else MODEL
     if num_ranks > 1 and not hasattr(plugins.load("engines", name), "sharded"):
         pytest.skip(f"engine {name} runs on one rank")
     try:
-        made = engines.get(name, MODEL, SETTINGS) if num_ranks == 1 else Together(name, MODEL, SETTINGS, num_ranks)
+        made = engines.get(name, model, SETTINGS) if num_ranks == 1 else Together(name, model, SETTINGS, num_ranks)
     except NotInstalled as error:
         pytest.skip(str(error))
     yield made
     made.close()
+
+
+@pytest.fixture
+def same(request: pytest.FixtureRequest) -> Same:
+    """Asserts that logits are the same within what the numbers of the engine's model allow."""
+    tolerance = TOLERANCES[request.node.callspec.params["engine"][2]]
+
+    def check(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> None:
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+    return check
 
 
 def batch(*parts: Part) -> Batch:
@@ -88,10 +116,6 @@ def blocks(length: int, order: int = 0, first: int = 0) -> Ids:
     return first + np.random.default_rng(order).permutation(num).astype(np.int32)
 
 
-def assert_same(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> None:
-    np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
-
-
 def test_it_says_what_it_holds(engine: Engine) -> None:
     capacity = engine.capacity()
     assert (capacity.num_blocks, capacity.block_size) == (64, 8)
@@ -105,7 +129,7 @@ def test_one_sequence_too_many_tokens_is_an_error(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 5, 16])
-def test_a_prompt_in_pieces_gives_what_it_gives_whole(engine: Engine, piece: int) -> None:
+def test_a_prompt_in_pieces_gives_what_it_gives_whole(engine: Engine, same: Same, piece: int) -> None:
     prompt, table = prompts(37)[0], blocks(37)
     whole = engine.step(batch(Part(prompt, 37, table)))
     for start in range(0, 37, piece):
@@ -113,15 +137,15 @@ def test_a_prompt_in_pieces_gives_what_it_gives_whole(engine: Engine, piece: int
         last = engine.step(batch(Part(prompt[start:end], end, table, wants_token=end == 37)))
         assert rows(last).shape == (int(end == 37), MODEL.config.vocab_size)
     assert last.token_ids.tolist() == whole.token_ids.tolist()
-    assert_same(rows(last), rows(whole))
+    same(rows(last), rows(whole))
 
 
-def test_decoding_gives_what_a_prompt_with_these_tokens_gives(engine: Engine) -> None:
+def test_decoding_gives_what_a_prompt_with_these_tokens_gives(engine: Engine, same: Same) -> None:
     prompt, table = prompts(30)[0], blocks(30)
     expected = [rows(engine.step(batch(Part(prompt[:n], n, table)))) for n in range(20, 31)]
     engine.step(batch(Part(prompt[:20], 20, table)))
     for n in range(21, 31):
-        assert_same(rows(engine.step(batch(Part(prompt[n - 1 : n], n, table)))), expected[n - 20])
+        same(rows(engine.step(batch(Part(prompt[n - 1 : n], n, table)))), expected[n - 20])
 
 
 def test_the_logits_of_a_step_are_left_alone_by_later_ones(engine: Engine) -> None:
@@ -133,7 +157,7 @@ def test_the_logits_of_a_step_are_left_alone_by_later_ones(engine: Engine) -> No
     np.testing.assert_array_equal(found, kept)
 
 
-def test_a_batch_gives_what_its_sequences_give_alone(engine: Engine) -> None:
+def test_a_batch_gives_what_its_sequences_give_alone(engine: Engine, same: Same) -> None:
     lengths = (1, 2, 8, 9, 40, 63)
     tables = [blocks(length + 1, order=i, first=9 * i) for i, length in enumerate(lengths)]
     asked = prompts(*(length + 1 for length in lengths))
@@ -144,10 +168,10 @@ def test_a_batch_gives_what_its_sequences_give_alone(engine: Engine) -> None:
         for part, result in zip(parts, together, strict=True):
             alone = engine.step(batch(part))
             assert alone.token_ids[0] == result.token_ids[i]
-            assert_same(rows(alone)[0], rows(result)[i])
+            same(rows(alone)[0], rows(result)[i])
 
 
-def test_prompts_pieces_and_decodes_may_share_a_step(engine: Engine) -> None:
+def test_prompts_pieces_and_decodes_may_share_a_step(engine: Engine, same: Same) -> None:
     long, short, fresh = prompts(50, 20, 11)
     tables = [blocks(50), blocks(20, first=20), blocks(11, first=40)]
     before = batch(Part(long[:30], 30, tables[0], wants_token=False), Part(short[:19], 19, tables[1]))
@@ -162,24 +186,24 @@ def test_prompts_pieces_and_decodes_may_share_a_step(engine: Engine) -> None:
     alone = [engine.step(batch(part)) for part in parts]
     assert mixed.token_ids.tolist() == [result.token_ids[0] for result in alone]
     assert mixed.token_ids[0] == -1
-    assert_same(rows(mixed), np.concatenate([rows(result) for result in alone]))
+    same(rows(mixed), np.concatenate([rows(result) for result in alone]))
 
 
-def test_which_blocks_a_sequence_has_makes_no_difference(engine: Engine) -> None:
+def test_which_blocks_a_sequence_has_makes_no_difference(engine: Engine, same: Same) -> None:
     prompt = prompts(60)[0]
     results = [
         rows(engine.step(batch(Part(prompt, 60, blocks(60, order, first))))) for order, first in [(1, 0), (2, 50)]
     ]
-    assert_same(*results)
+    same(*results)
 
 
-def test_other_sequences_blocks_are_left_alone(engine: Engine) -> None:
+def test_other_sequences_blocks_are_left_alone(engine: Engine, same: Same) -> None:
     one, other = prompts(20, 20)
     first = Part(one[:19], 19, blocks(20))
     expected = [engine.step(batch(part)) for part in (first, Part(one[19:], 20, blocks(20)))][1]
     engine.step(batch(first))
     engine.step(batch(Part(other, 20, blocks(20, first=3))))
-    assert_same(rows(engine.step(batch(Part(one[19:], 20, blocks(20))))), rows(expected))
+    same(rows(engine.step(batch(Part(one[19:], 20, blocks(20))))), rows(expected))
 
 
 def test_a_sampled_token_depends_on_the_seed_and_not_on_the_batch(engine: Engine) -> None:
@@ -210,7 +234,7 @@ def test_logits_come_only_when_asked_for_and_stay_as_they_are(engine: Engine) ->
     assert engine.step(quiet).logits is None
 
 
-def test_a_prompt_that_is_scored_has_the_logits_of_each_of_its_tokens(engine: Engine) -> None:
+def test_a_prompt_that_is_scored_has_the_logits_of_each_of_its_tokens(engine: Engine, same: Same) -> None:
     scored, other, decoded = prompts(20, 9, 6)
     parts = [
         Part(other, 9, blocks(9, first=10)),
@@ -221,11 +245,11 @@ def test_a_prompt_that_is_scored_has_the_logits_of_each_of_its_tokens(engine: En
     step = msgspec.structs.replace(batch(*parts), score_prompts=np.array([False, True, True]))
     result = engine.step(step)
     assert result.token_ids.tolist() == plain.token_ids.tolist()
-    assert_same(rows(result), rows(plain))
+    same(rows(result), rows(plain))
     assert [found.shape for found in result.prompt_logits] == [(n, MODEL.config.vocab_size) for n in (14, 1)]
     for i, row in enumerate(result.prompt_logits[0]):
         alone = engine.step(batch(Part(scored[: i + 1], i + 1, blocks(20, first=30))))
-        assert_same(row, rows(alone)[0])
+        same(row, rows(alone)[0])
 
 
 def test_closing_twice_is_fine(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from llmbench.engines import Batch, EngineSettings, StepResult
+from llmbench.engines._pages import FloatPages
 from llmbench.engines.numpy_llama import NumpyLlama
 from llmbench.weights.model import Model
 
@@ -19,7 +20,9 @@ class ScaledCache(NumpyLlama):
         decoded = np.flatnonzero(batch.query_lens == 1)
         positions = batch.context_lens[decoded] - 1
         blocks = batch.block_tables[decoded, positions // self._block_size]
-        self._cache[LAYER, blocks, positions % self._block_size] *= FACTOR
+        pages = self._cache[LAYER]
+        assert isinstance(pages, FloatPages)
+        pages.array[blocks, positions % self._block_size] *= FACTOR
         return result
 
 

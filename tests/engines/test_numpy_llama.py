@@ -81,7 +81,19 @@ def write(folder: Path, config: dict[str, Any]) -> Path:
     return folder
 
 
-def reference(model: Model, ids: Ids, rope: type = np.float64) -> Float64:
+class Instead:
+    """What a reference computes otherwise than in floats."""
+
+    def linear(self, name: str, x: Float64) -> Float64 | None:
+        """float64 [T, out]; None for a linear that is float."""
+        return None
+
+    def kept(self, layer: int, keys: Float64, values: Float64) -> tuple[Float64, Float64]:
+        """Keys and values [T, kv_heads, head_dim] as they come back from the cache."""
+        return keys, values
+
+
+def reference(model: Model, ids: Ids, rope: type = np.float64, instead: Instead = Instead()) -> Float64:  # noqa: B008
     """float64 [T, vocab]: the architecture written down as plainly as can be; `rope` is the dtype of RoPE's angles."""
     config = model.config
     weight = {name: model.tensor(name).astype(np.float64) for name in model.names()}
@@ -92,14 +104,12 @@ def reference(model: Model, ids: Ids, rope: type = np.float64) -> Float64:
     cos, sin = (np.tile(f(angles), 2)[:, None] for f in (np.cos, np.sin))
 
     def norm(x: Float64, name: str) -> Float64:
-        scaled = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps)
-        return np.asarray(scaled * weight[name + ".weight"] + weight.get(name + ".bias", 0.0))
+        y = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight[name + ".weight"]
+        return np.asarray(y + weight.get(name + ".bias", 0.0))
 
     def linear(x: Float64, name: str) -> Float64:
-        return np.asarray(x @ weight[name + ".weight"].T + weight.get(name + ".bias", 0.0))
-
-    def heads(x: Float64, name: str) -> Float64:
-        return linear(x, name).reshape(len(x), -1, dim)
+        y = instead.linear(name, x)
+        return np.asarray(x @ weight[name + ".weight"].T + weight.get(name + ".bias", 0.0)) if y is None else y
 
     def rotate(x: Float64) -> Float64:
         return np.asarray(x * cos + np.concatenate([-x[..., dim // 2 :], x[..., : dim // 2]], -1) * sin)
@@ -108,8 +118,8 @@ def reference(model: Model, ids: Ids, rope: type = np.float64) -> Float64:
     for i in range(config.num_layers):
         layer = f"model.layers.{i}."
         h = norm(x, layer + "input_layernorm")
-        q, k, v = (heads(h, layer + f"self_attn.{p}_proj") for p in "qkv")
-        k, v = (np.repeat(y, group, axis=1) for y in (rotate(k), v))
+        q, k, v = (linear(h, layer + f"self_attn.{p}_proj").reshape(len(ids), -1, dim) for p in "qkv")
+        k, v = (np.repeat(y, group, axis=1) for y in instead.kept(i, rotate(k), v))
         scores = np.einsum("qhd,khd->hqk", rotate(q), k) / np.sqrt(dim)
         scores += np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -118,8 +128,7 @@ def reference(model: Model, ids: Ids, rope: type = np.float64) -> Float64:
         h = norm(x, layer + "post_attention_layernorm")
         gate, up = (linear(h, layer + f"mlp.{p}_proj") for p in ("gate", "up"))
         x = x + linear(gate / (1 + np.exp(-gate)) * up, layer + "mlp.down_proj")
-    head = "model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
-    return np.asarray(norm(x, "model.norm") @ weight[head].T)
+    return linear(norm(x, "model.norm"), "model.embed_tokens" if config.tie_embeddings else "lm_head")
 
 
 def step(engine: Engine, tables: npt.NDArray[np.int32], *parts: tuple[Ids, int]) -> Float32:

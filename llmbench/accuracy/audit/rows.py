@@ -82,6 +82,7 @@ def write_base(
         tokenizer=about.tokenizer,
         engine="trusted",
         dtype=about.dtype,
+        quantisation=about.quantisation,
         vocab_size=about.vocab_size,
         decode="forced",
         tier="full32",
@@ -105,7 +106,7 @@ def write_base(
 
 def compared(base: Path, rows: Store, wanted: Rows) -> Comparison:
     """The comparison of these requests' rows by the profile of the precision in which they were computed."""
-    profile = profiles.for_dtype(rows.manifest.dtype)
+    profile = profiles.for_dtype(rows.manifest.dtype, rows.manifest.quantisation)
     found, _ = compare(base, rows.folder, Options(profile=profile, rows=Asked(only=frozenset(wanted))))
     return found
 

@@ -91,6 +91,6 @@ def _from_text(answer: Answer, prompt: Ids, vocabulary: Vocabulary) -> Ids | Non
     return next((ids for ids in ways if len(ids) in counts and (ids or answer.ended_itself)), None)
 
 
-def tolerance(*dtypes: str) -> float:
+def tolerance(*computed: tuple[str, str]) -> float:
     """How far apart two logits may be that rounding can have swapped: the widest margin of these precisions."""
-    return max(profiles.get(profiles.for_dtype(dtype)).margin for dtype in dtypes)
+    return max(profiles.get(profiles.for_dtype(*each)).margin for each in computed)
