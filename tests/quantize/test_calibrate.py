@@ -9,16 +9,16 @@ import pytest
 
 from llmbench.accuracy.lane import Lane
 from llmbench.errors import InputError
-from llmbench.quantize import calibrate, samples
+from llmbench.quantize import calibrate, forward, samples, smooth
 from llmbench.quantize.calibrate import Settings
-from llmbench.quantize.forward import POINTS
+from llmbench.quantize.forward import POINTS, Layer
 from llmbench.quantize.samples import Samples, Wanted
 from llmbench.tokenizer import Tokenizer
 from llmbench.weights.config import expected_shapes
 from llmbench.weights.model import of_weights, open_model
 from llmbench.weights.tensors import widen
 from tests.engines.test_numpy_llama import LLAMA, QWEN2, random_ids, write
-from tests.quantize.models import calibrated, logits, opened
+from tests.quantize.models import Float32, calibrated, logits, opened
 from tests.weights import folders
 
 
@@ -33,6 +33,31 @@ def test_the_float_forward_gives_the_logits_of_the_engine(tmp_path: Path, config
 def drawn(folder: Path, seed: int = 0, dataset: str = "random") -> Samples:
     wanted = Wanted(dataset=dataset, num_samples=6, max_tokens=20, seed=seed)
     return samples.load(wanted, open_model(str(folder)))
+
+
+@pytest.mark.parametrize("method", ["none", "m4"])
+def test_what_is_observed_is_what_goes_into_the_linears_of_the_smoothed_model(
+    tmp_path: Path, method: smooth.Method
+) -> None:
+    found = drawn(write(tmp_path / "model", QWEN2))
+    told = calibrate.calibrate(
+        opened(tmp_path / "model"), found, Settings(method=method), tmp_path / "work", lambda *_: None
+    )
+    model = of_weights(told.opened)
+    turns = forward.rotations(model.config, 20)
+    ends: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for ids in found.ids:
+        x = model.tensor("model.embed_tokens.weight")[list(ids)]
+        for layer in range(model.config.num_layers):
+
+            def see(point: str, x: Float32, layer: int = layer) -> None:
+                ends.setdefault((layer, point), []).append((float(x.min()), float(x.max())))
+
+            x = Layer(model.config, forward.tensors(model, layer), turns)(x, see)
+    for layer, record in enumerate(told.records):
+        for point, seen in record.points.items():
+            expected = np.mean(ends[layer, point], axis=0)
+            np.testing.assert_allclose([seen.low, seen.high], expected, rtol=1e-4, err_msg=f"{layer} {point}")
 
 
 class Killed(Exception):

@@ -39,7 +39,7 @@ def test_a_smoothed_model_gives_the_same_logits(
     assert changed, "something was moved"
 
 
-@pytest.mark.parametrize("method", ["m3", "m4"])
+@pytest.mark.parametrize("method", ["m2", "m4"])
 def test_an_engine_computes_it_too(tmp_path: Path, method: smooth.Method) -> None:
     before = opened(source(tmp_path, QWEN2))
     after = calibrated(before, tmp_path / "work", method).opened
@@ -143,6 +143,9 @@ def test_m2_takes_the_middle_of_each_channel_first(case: Case) -> None:
 
 
 def test_m3_takes_the_power_with_the_least_error_of_int8_weights(case: Case) -> None:
+    case.own["post_attention_layernorm.weight"][2] = 1e-6  # a channel whose scales are all but 0
+    case.inputs = case.inputs_of(case.own)
+    case.seen = {point: channels(case.inputs[point]) for point in POINTS}
     own, x = case.smoothed("m3"), case.inputs["gate_up"].astype(np.float64)
     weights = [case.own[f"{name}.weight"].astype(np.float64) for name in POINTS["gate_up"].linears]
     losses, found = [], []
