@@ -4,6 +4,7 @@ Formulas and names are those of Ascend's msmodelslim. W8A8 multiplies 8-bit acti
 activations as they are; W8A8S is W8A8 with weights that are mostly zero.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from llmbench import config as settings
 from llmbench.errors import ConfigError, InputError
-from llmbench.weights.tensors import FLOATS, Bits, Tensor, widen
+from llmbench.weights.tensors import FLOATS, Bits, Tensor, widen, zeros
 
 Kind = Literal["W8A8", "W8A16", "W8A8S"]
 DeqForm = Literal["int64", "float32"]
@@ -43,6 +44,11 @@ KV_PARTS = ("kv_cache_scale", "kv_cache_offset")
 """What the tensors of a quantised linear are called besides weight and bias, and those of keys and values."""
 
 _DESCRIPTIONS = ("quant_model_description*.json", "quantization_description.json")
+_MODULE = re.compile(r"layernorm\.module\.(weight|bias)$")
+_FED = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
 _SHARED = {"q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "gate_proj", "up_proj": "gate_proj"}
 
 
@@ -261,6 +267,35 @@ def float_linears(kinds: Mapping[str, Kind], num_layers: int) -> list[str]:
 def float_layers(kinds: Mapping[str, Kind], num_layers: int) -> list[int]:
     """The ATB guide's FLOAT_LAYERS: decoder layers of which a linear, and so there the whole layer, is float."""
     return sorted({int(name.split(".")[2]) for name in float_linears(kinds, num_layers)})
+
+
+def with_own_norms(source: str, tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> dict[str, Tensor]:
+    """Tensors with one norm where msmodelslim may have two: `…layernorm.module`, with a bias, for quantised linears.
+
+    Layers whose linears are float keep the plain one, with zeros for the biases that the others have. Raises InputError
+    for a norm in front of both kinds of linears.
+    """
+    if not any(_MODULE.search(name) for name in tensors):
+        return dict(tensors)
+    found = {name: tensor for name, tensor in tensors.items() if not _MODULE.search(name)}
+    for name in [name for name in found if name.endswith("layernorm.weight")]:
+        norm, (layer, _, own) = name.removesuffix(".weight"), name.removesuffix(".weight").rpartition(".")
+        fed = [f"{layer}.{linear}" for linear in _FED[own]]
+        of_quantised = [linear in kinds for linear in fed]
+        if all(of_quantised):
+            for part in ("weight", "bias"):
+                if f"{norm}.module.{part}" in tensors:
+                    found[f"{norm}.{part}"] = tensors[f"{norm}.module.{part}"]
+        elif any(of_quantised) and f"{norm}.module.weight" in tensors:
+            raise InputError(
+                f"{source}: {norm}: there are two, and the linears behind it are both float and quantised;"
+                " quantise all of them, or none"
+            )
+        for own in (norm, *fed):
+            if f"{own}.weight" in tensors and kinds.get(own) in (None, "W8A16"):
+                like = msgspec.structs.replace(tensors[name], shape=tensors[f"{own}.weight"].shape[:1])
+                found.setdefault(f"{own}.bias", zeros(like))
+    return found
 
 
 class Description(NamedTuple):

@@ -172,7 +172,8 @@ def _named(name: str, path: Path, how: How, opener: Callable[[Path], files.Weigh
     shape = shape_of(folder, how)  # first: every other message would be about a symptom
     weights = opener(path)
     layout = how.layout or _recorded(folder) or names.detect(weights.names(), weights.source)
-    return _whole(name, shape, _Files(of(weights), layout, weights.container, weights.source), how)
+    tensors = quantised.with_own_norms(weights.source, of(weights), shape.config.quantised)
+    return _whole(name, shape, _Files(tensors, layout, weights.container, weights.source), how)
 
 
 def _open_meta(name: str, folder: Path, how: How) -> Opened:

@@ -331,3 +331,38 @@ def test_w8a16_is_a_linear_of_its_own_kind(tmp_path: Path) -> None:
     assert (tmp_path / "q" / "quant_model_description_w8a16.json").exists()
     assert isinstance(model.linear(Q), W8A16)
     assert f"{Q}.bias" not in model.names()
+
+
+def test_norms_that_others_have_apart_for_quantised_linears_are_taken_where_they_are_quantised(tmp_path: Path) -> None:
+    """As MindIE reads them: `….module` for quantised linears, the plain one for float ones, which have no biases."""
+    layer = "model.layers.0."
+    kinds: dict[str, Kind] = {name: "W8A8" for name in MIXED if name.startswith(layer + "self_attn")}
+    folder = eight_bits.write(tmp_path / "q", kinds=kinds, norm_bias=True)
+    expected = open_model(str(eight_bits.write(tmp_path / "expected", kinds=kinds, norm_bias=True)))
+    path = folder / "quant_model_weight_w8a8.safetensors"
+    tensors = load_file(path)
+    norm = f"{layer}input_layernorm"
+    for part in ("weight", "bias"):
+        tensors[f"{norm}.module.{part}"] = tensors.pop(f"{norm}.{part}")
+    tensors[f"{norm}.weight"] = np.full(64, 7, np.float32)  # for float linears, of which there are none
+    for name in [name for name in tensors if name.endswith(".bias") and ".module." not in name]:
+        del tensors[name]
+    save_file(tensors, path)
+    model = open_model(str(folder))
+    assert model.config.norm_bias
+    for part in ("weight", "bias"):
+        assert (model.tensor(f"{norm}.{part}") == expected.tensor(f"{norm}.{part}")).all()
+    assert same(model.linear(Q), expected.linear(Q))
+    for name in (f"{layer}post_attention_layernorm", "model.layers.1.input_layernorm", f"{layer}mlp.gate_proj"):
+        assert not model.tensor(f"{name}.bias").any()
+    assert (model.tensor(f"{layer}post_attention_layernorm.weight") == 1).all()
+    report = json.loads(weights("convert", folder, tmp_path / "one", "--to", "hf", "--json"))
+    assert not report["dropped"]
+    assert open_model(str(tmp_path / "one")).fingerprint() == model.fingerprint()
+    float_q = {f"{Q}.weight": np.zeros((64, 64), np.float32)} | {
+        name: values for name, values in tensors.items() if not name.startswith(Q)
+    }
+    save_file(float_q, path)
+    edited(folder, {f"{Q}.weight": "FLOAT"})
+    with pytest.raises(InputError, match=r"input_layernorm: there are two, and the linears behind it are both"):
+        open_model(str(folder))
