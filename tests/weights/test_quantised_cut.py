@@ -207,9 +207,10 @@ def test_large_models_are_split_with_an_index(tmp_path: Path) -> None:
     assert open_model(str(tmp_path / "o")).fingerprint() == open_model(str(source)).fingerprint()
 
 
-def test_two_ranks_serve_a_quantised_model_with_the_tokens_of_one(tmp_path: Path, launch: Launch) -> None:
+@pytest.mark.parametrize("kv", [False, True], ids=["float-kv", "int8-kv"])
+def test_two_ranks_serve_a_quantised_model_with_the_tokens_of_one(tmp_path: Path, launch: Launch, kv: bool) -> None:
     """The two from a model that was cut for four."""
-    whole = eight_bits.write(tmp_path / "q", "random:tiny,seed=5", norm_bias=True)
+    whole = eight_bits.write(tmp_path / "q", "random:tiny,seed=5", norm_bias=True, kv=kv)
     weights("shard", whole, tmp_path / "4", "--ranks", 4)
     cut = answer(launch, tmp_path / "4", "--ranks", "2")
     assert cut == answer(launch, whole)
