@@ -45,10 +45,11 @@ ODD = LLAMA | {
     "num_hidden_layers": 2,
 }
 GROUPED = PLAIN | {
+    "hidden_size": 98,
     "num_attention_heads": 14,
     "num_key_value_heads": 2,
     "head_dim": 70,
-}  # more heads than a tile has rows
+}  # 7 queries for each key: more than a tile has rows
 CONFIGS = [LLAMA, QWEN2, PLAIN, ODD, GROUPED]
 IDS = ["llama-gqa", "qwen2-tied", "llama", "odd", "grouped"]
 
