@@ -15,6 +15,7 @@ PLACES = [(row, vector) for row in range(ISA.rows) for vector in range(ISA.vecto
 VECTOR = 4 * ISA.lanes  # bytes
 PANEL_ROW = 4 * ISA.width
 BYTES = 1 if ISA.dot == "vpdpbusd" else 2  # of a quantised activation
+RAISED = 128 if ISA.dot == "vpdpbusd" else 0  # what is added to it, so that it is not negative
 
 
 def tile(
@@ -242,7 +243,6 @@ def quantise(code: Code, x: Value, num: Value, scale: Value, offset: Value, out:
     """clamp(round(x / scale + offset), -128, 127) of float32 [num]: as u8 with 128 added for vpdpbusd, else as i16."""
     builder, size = code.builder, BYTES
     source, target = code.pointer(x), code.pointer(out)
-    raised = 128 if ISA.dot == "vpdpbusd" else 0
 
     def some(lanes: int, place: Value) -> None:
         kind = floats(lanes)
@@ -251,7 +251,7 @@ def quantise(code: Code, x: Value, num: Value, scale: Value, offset: Value, out:
         )
         found = code.larger(code.smaller(found, same(kind, 127.0)), same(kind, -128.0))
         _, whole = code.rounded(found)
-        whole = builder.add(whole, same(whole.type, raised))
+        whole = builder.add(whole, same(whole.type, RAISED))
         small = builder.trunc(whole, ir.VectorType(I8 if size == 1 else I16, lanes))
         code.store(small, target, builder.sdiv(place, I64(4 // size)))
 

@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from llmbench.engines import _numba_program as program
 from llmbench.engines._numba_isa import ISA
+from llmbench.engines._numba_kernels import RAISED
 from llmbench.engines._numba_program import aligned
 from llmbench.weights.model import Model
+from llmbench.weights.quantised import W8A8, W8A16
 
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
@@ -112,9 +114,61 @@ def products(model: Model, names: list[str]) -> list[Product]:
     found: list[Product] = []
     column = 0
     for name in names:
-        found.append(_float(model, name, column))
+        found.append(_product(model, name, column))
         column += padded(model.shape(name + ".weight")[0])
     return _joined(found)
+
+
+def _product(model: Model, name: str, column: int) -> Product:
+    """One linear, of whatever kind."""
+    linear = model.linear(name)
+    if isinstance(linear, W8A8):
+        return _integer(linear, column)
+    return _float(model, name, column) if linear is None else _narrow(linear, column)
+
+
+def _integer(linear: W8A8, column: int) -> Product:
+    num_out = len(linear.weight)
+    bias = linear.quant_bias.astype(np.int64)
+    if RAISED:  # what is added to activations, so that they are not negative
+        bias = bias - RAISED * linear.weight.sum(axis=1, dtype=np.int64)
+    panels = _grouped(linear.weight, ISA.group)
+    return Product(
+        kind=program.INTEGER,
+        num=panels.shape[1],
+        column=column,
+        weight=panels,
+        scale=_columns(num_out, linear.deq_scale),
+        bias=_columns(num_out, bias.astype(np.int32), np.int32),  # of more than 32 bits, the sum drops the same ones
+        offset=_columns(num_out, 0.0),
+        quantisation=(linear.input_scale, linear.input_offset),
+    )
+
+
+def _narrow(linear: W8A16, column: int) -> Product:
+    num_out, num_in = linear.weight.shape
+    return Product(
+        kind=program.NARROW,
+        num=num_in,
+        column=column,
+        weight=_grouped(linear.weight, 1),
+        scale=_columns(num_out, linear.weight_scale[:, 0]),
+        bias=_columns(num_out, linear.bias()),
+        offset=_columns(num_out, linear.weight_offset[:, 0]),
+    )
+
+
+def _grouped(weight: Int8, group: int) -> Int8:
+    """int8 [panels, groups, width, group] of a weight [out, in]."""
+    num_out, num_in = weight.shape
+    groups = -(-num_in // group)
+    panels: Int8 = aligned((padded(num_out) // ISA.width, groups, ISA.width, group), np.int8)
+    whole = np.zeros((ISA.width, groups * group), np.int8)
+    for panel, inside, rows in _pieces(0, weight):
+        whole[: len(rows), :num_in] = rows
+        found = whole[: len(rows)].reshape(len(rows), groups, group)
+        panels[panel, :, inside : inside + len(rows)] = found.swapaxes(0, 1)
+    return panels
 
 
 def _float(model: Model, name: str, column: int) -> Product:
@@ -136,7 +190,7 @@ def _columns(num: int, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32)
     return found
 
 
-def _pieces(first: int, block: Float32) -> Iterator[tuple[int, int, Float32]]:
+def _pieces(first: int, block: npt.NDArray[Any]) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
     """Rows of a weight from row `first` on, cut where panels end: the panel, the first column in it, and the rows."""
     row = 0
     while row < len(block):

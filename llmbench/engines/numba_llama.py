@@ -19,6 +19,7 @@ from llmbench.engines._blas import available_threads, set_threads
 from llmbench.engines._numba_isa import ISA
 from llmbench.engines._numba_layout import Layout
 from llmbench.engines._numba_program import aligned
+from llmbench.errors import InputError
 from llmbench.weights.model import Model
 
 Float32 = npt.NDArray[np.float32]
@@ -155,6 +156,8 @@ class NumbaLlama:
 
 
 def engine(model: Model, settings: EngineSettings) -> NumbaLlama:
-    """Load a model. Raises InputError when its weights do not fit into the free memory."""
+    """Load a model. Raises InputError when it has an int8 cache, or weights that do not fit into the free memory."""
+    if model.config.kv_cache is not None:
+        raise InputError(f"model {model.name}: numba_llama has no {model.config.kv_cache} cache; numpy_llama does")
     step.check_memory(model)
     return NumbaLlama(model, settings)

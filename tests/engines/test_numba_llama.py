@@ -12,7 +12,7 @@ import pytest
 
 from llmbench import engines
 from llmbench.engines import EngineSettings
-from llmbench.errors import ServingError
+from llmbench.errors import InputError, ServingError
 from llmbench.tokenizer import embedded_path
 from llmbench.weights.model import Model, open_model
 from tests.engines.test_numpy_llama import (
@@ -29,6 +29,7 @@ from tests.engines.test_numpy_llama import (
     step,
     write,
 )
+from tests.weights import eight_bits
 
 pytest.importorskip("numba")
 
@@ -135,6 +136,22 @@ def test_threads_that_do_not_come_hold_up_nobody() -> None:
         thread.put(None)  # they end, and what is put there later is taken by nobody
     assert (step(engine, tables, (ids, 200)) == expected).all()
     engine.close()
+
+
+@pytest.mark.parametrize("norm_bias", [False, True])
+def test_weights_of_8_bits_give_what_they_stand_for(tmp_path: Path, norm_bias: bool) -> None:
+    folder = write(tmp_path / "float", QWEN2)
+    kinds = eight_bits.every_linear(open_model(str(folder)).config, "W8A16")
+    del kinds["model.layers.1.self_attn.k_proj"], kinds["model.layers.1.mlp.up_proj"]  # float beside its neighbours
+    model = open_model(str(eight_bits.write(tmp_path / "small", str(folder), kinds, norm_bias=norm_bias)))
+    ids = random_ids(model, 4, 19, 100)
+    assert deviation(model, [reference(model, i) for i in ids], ids, num_decoded=3, name=NAME) < TOLERANCE
+
+
+def test_a_cache_of_8_bits_is_refused_with_the_engine_that_has_one(tmp_path: Path) -> None:
+    model = open_model(str(eight_bits.write(tmp_path, kv=True)))
+    with pytest.raises(InputError, match="numba_llama has no int8 cache; numpy_llama does"):
+        engines.get(NAME, model, EngineSettings(num_blocks=4))
 
 
 def run(code: str, **environment: str) -> str:
