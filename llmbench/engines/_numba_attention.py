@@ -19,24 +19,23 @@ from llmbench.engines._numba_isa import ISA
 VECTOR, PANEL_ROW = kernels.VECTOR, kernels.PANEL_ROW
 ROWS, LANES, VECTORS = ISA.rows, ISA.lanes, ISA.vectors
 
-# a thread's `cells`, int64: where the vectors of a tile are, their first positions, how many of each are in its block
-_KEYS, _VALUES, _STARTS, _SIZES = (VECTORS * i for i in range(4))
-NUM_CELLS = 4 * VECTORS
+# a thread's `cells`, int64: where the vectors of a tile are, their first positions, how many of each are in its block;
+# then the same of the tile after it
+_KEYS, _VALUES, _STARTS, _SIZES, _NEXT = (VECTORS * i for i in range(5))
+NUM_CELLS = 2 * _NEXT
 # a thread's floats, in bytes: the scores of a tile; then the maximum, the sum and the last factor of each row; sums
 _STATE = ROWS * PANEL_ROW
 _STATE_ROW = 64  # bytes
 _SUMS = _STATE + 3 * _STATE_ROW
 _NOWHERE = 1 << 40  # behind every position
 
-ITEM = np.dtype([(name, np.int64) for name in ("row", "num", "head", "kv_head", "visible", "growth", "table")])
-"""Some queries of one head: those of `num` tokens from the step's token `row` on, or, where `growth` is 0, those of
-`num` heads of one token. The first sees `visible` positions, each one after it `growth` more.
+ITEM = np.dtype(
+    [(name, np.int64) for name in ("row", "num", "head", "kv_head", "kv_heads", "visible", "growth", "table")]
+)
+"""Some queries: those of `num` tokens from the step's token `row` on, of one head; or, where `growth` is 0, those of
+one token, of the `num` heads that share `kv_head`, then of those that share the next ones, `kv_heads` in all. The first
+sees `visible` positions, each one after it `growth` more.
 """
-
-
-def num_floats(head_dim: int) -> int:
-    """float32 numbers of work space for attention."""
-    return (_SUMS + 4 * ROWS * padded_dim(head_dim)) // 4
 
 
 def padded_dim(head_dim: int) -> int:
@@ -58,9 +57,15 @@ def score(
     def write(num_rows: int) -> None:
         inputs = [code.pointer(q, row, q_stride) for row in range(num_rows)]
         keys = [code.pointer(address) for address in _cells(code, cells, _KEYS)]
+        values = [code.pointer(address) for address in _cells(code, cells, _VALUES)]
+        nexts = [code.pointer(address) for address in _cells(code, cells, _NEXT + _KEYS)]
 
         def columns(index: Value) -> list[Value]:
             place = code.builder.mul(index, key_stride)
+            for value in values:  # as many bytes as of keys; what is fetched behind the last ones is not used
+                code.prefetch(value, code.times(index, VECTOR))
+            for key in nexts:
+                code.prefetch(key, place)
             return [code.load(floats(), key, place) for key in keys]
 
         def factor(row: int, index: Value) -> Value:
@@ -233,34 +238,68 @@ def _counts(code: Code, cells: Value, visible: Value) -> list[Value]:
 
 
 @numba.njit(error_model="numpy")
+def _find(cells: Any, first: int, op: Any, model: Any, table: Any, kv_head: int, vector: int, num_vectors: int) -> None:
+    """Fill cells from `first` on with the tile of positions that begins with a vector; there are `num_vectors`."""
+    vectors_per_block = model.padded_block // LANES
+    for i in range(VECTORS):
+        block, part = divmod(min(vector + i, num_vectors - 1), vectors_per_block)
+        page = table[block] * model.num_kv_heads + kv_head
+        cells[first + _KEYS + i] = op.keys + (page * model.head_dim * model.padded_block + part * LANES) * 4
+        cells[first + _VALUES + i] = op.values + (page * model.block_size + part * LANES) * model.padded_dim * 4
+        cells[first + _STARTS + i] = block * model.block_size + part * LANES if vector + i < num_vectors else _NOWHERE
+        cells[first + _SIZES + i] = min(LANES, model.block_size - part * LANES)
+
+
+@numba.njit(error_model="numpy")
 def attend(op: Any, model: Any, item: Any, table: Any, cells: Any, space: int) -> None:
     """One ITEM. `table` int32 [blocks] of its sequence; `cells` int64 and `space`, an address, are the thread's own."""
-    dim, padded = model.head_dim, model.padded_dim
-    state, sums, where = space + _STATE, space + _SUMS, np.int64(cells.ctypes.data)
-    grouped = item.growth == 0
-    q_stride = 4 * dim if grouped else op.x_stride
-    out_stride = 4 * dim if grouped else op.out_stride
-    vectors_per_block = model.padded_block // LANES
-    for first in range(0, item.num, ROWS):
-        rows = min(ROWS, item.num - first)
-        q = op.x + item.row * op.x_stride + item.head * dim * 4 + first * q_stride
-        out = op.out + item.row * op.out_stride + item.head * dim * 4 + first * out_stride
-        visible = item.visible + first * item.growth
-        last = visible + (rows - 1) * item.growth
-        num_vectors = (last - 1) // model.block_size * vectors_per_block + (last - 1) % model.block_size // LANES + 1
-        for row in range(rows):
-            begin(state + 4 * row, sums + row * 4 * padded, padded)
-        for vector in range(0, num_vectors, VECTORS):
-            for i in range(VECTORS):
-                block, part = divmod(min(vector + i, num_vectors - 1), vectors_per_block)
-                page = table[block] * model.num_kv_heads + item.kv_head
-                cells[_KEYS + i] = op.keys + (page * dim * model.padded_block + part * LANES) * 4
-                cells[_VALUES + i] = op.values + (page * model.block_size + part * LANES) * padded * 4
-                cells[_STARTS + i] = block * model.block_size + part * LANES if vector + i < num_vectors else _NOWHERE
-                cells[_SIZES + i] = min(LANES, model.block_size - part * LANES)
-            score(rows, q, q_stride, where, model.padded_block * 4, dim, space)
+    size = 4 * model.head_dim
+    q_stride, out_stride = (size, size) if item.growth == 0 else (op.x_stride, op.out_stride)
+    for kv_head in range(item.kv_head, item.kv_head + item.kv_heads):
+        column = (item.head + (kv_head - item.kv_head) * item.num) * size
+        for first in range(0, item.num, ROWS):
+            rows = min(ROWS, item.num - first)
+            q = op.x + item.row * op.x_stride + column + first * q_stride
+            out = op.out + item.row * op.out_stride + column + first * out_stride
+            visible = item.visible + first * item.growth
+            more = kv_head + 1 < item.kv_head + item.kv_heads
+            _attend(op, model, table, cells, space, kv_head, more, rows, q, q_stride, visible, item.growth)
             for row in range(rows):
-                soften(space + row * PANEL_ROW, where, visible + row * item.growth, state + 4 * row)
-            gather_values(rows, space, where, last, padded * 4, state, sums, padded * 4, padded // LANES)
+                sums, state = space + _SUMS + row * 4 * model.padded_dim, space + _STATE + 4 * row
+                divide(sums, state, model.head_dim, out + row * out_stride)
+
+
+@numba.njit(error_model="numpy")
+def _attend(
+    op: Any,
+    model: Any,
+    table: Any,
+    cells: Any,
+    space: int,
+    kv_head: int,
+    more: bool,
+    rows: int,
+    q: int,
+    q_stride: int,
+    visible: int,
+    growth: int,
+) -> None:
+    """A few rows of queries: their states and sums. `more` says that the next head follows."""
+    state, sums, where, stride = space + _STATE, space + _SUMS, np.int64(cells.ctypes.data), 4 * model.padded_dim
+    last = visible + (rows - 1) * growth
+    num_vectors = (
+        (last - 1) // model.block_size * (model.padded_block // LANES) + (last - 1) % model.block_size // LANES + 1
+    )
+    for row in range(rows):
+        begin(state + 4 * row, sums + row * stride, model.padded_dim)
+    _find(cells, _NEXT, op, model, table, kv_head, 0, num_vectors)
+    for vector in range(0, num_vectors, VECTORS):
+        cells[:_NEXT] = cells[_NEXT:]
+        if vector + VECTORS < num_vectors:
+            _find(cells, _NEXT, op, model, table, kv_head, vector + VECTORS, num_vectors)
+        elif more:
+            _find(cells, _NEXT, op, model, table, kv_head + 1, 0, num_vectors)
+        score(rows, q, q_stride, where, model.padded_block * 4, model.head_dim, space)
         for row in range(rows):
-            divide(sums + row * 4 * padded, state + 4 * row, dim, out + row * out_stride)
+            soften(space + row * PANEL_ROW, where, visible + row * growth, state + 4 * row)
+        gather_values(rows, space, where, last, stride, state, sums, stride, model.padded_dim // LANES)

@@ -26,10 +26,18 @@ def tile(
     columns: Callable[[Value], list[Value]],
     factor: Callable[[int, Value], Value],
     add: Callable[[Value, Value, Value], Value],
+    ahead: tuple[Value, Value] | None = None,
 ) -> list[Value]:
-    """The sums of a tile, row by row: at each of the steps, add(factor of the row, vector of columns, sum so far)."""
+    """The sums of a tile, row by row: at each of the steps, add(factor of the row, vector of columns, sum so far).
+
+    `ahead` is memory that will soon be needed, and how many bytes of it are fetched at each step, at most 128.
+    """
 
     def step(index: Value, sums: list[Value]) -> list[Value]:
+        if ahead is not None:
+            offset = code.builder.mul(index, ahead[1])
+            for line in range(2):
+                code.prefetch(code.pointer(ahead[0]), code.builder.add(offset, I64(64 * line)))
         vectors = columns(index)
         factors = [factor(row, index) for row in range(num_rows)]
         return [add(factors[row], vectors[vector], sums[row * ISA.vectors + vector]) for row, vector in places]
@@ -80,6 +88,8 @@ def multiply_float(
     out: Value,
     out_stride: Value,
     add: Value,
+    ahead: Value,
+    ahead_step: Value,
 ) -> None:
     """A tile of x [rows, num] times a panel of weights, float32 [num, width]."""
 
@@ -96,7 +106,7 @@ def multiply_float(
         def factor(row: int, index: Value) -> Value:
             return code.splat(code.load(F32, inputs[row], code.times(index, 4)))
 
-        sums = tile(code, num_rows, same(floats(), 0.0), num, columns, factor, code.fma)
+        sums = tile(code, num_rows, same(floats(), 0.0), num, columns, factor, code.fma, (ahead, ahead_step))
         _finish(code, sums, scale, bias, out, out_stride, add, _as_it_is)
 
     code.by_rows(rows, write)
@@ -131,6 +141,8 @@ def multiply_narrow(
     out: Value,
     out_stride: Value,
     add: Value,
+    ahead: Value,
+    ahead_step: Value,
 ) -> None:
     """The same with weights int8 [num, width], less their offset float32 [width]: W8A16."""
 
@@ -144,7 +156,7 @@ def multiply_narrow(
         def factor(row: int, index: Value) -> Value:
             return code.splat(code.load(F32, inputs[row], code.times(index, 4)))
 
-        sums = tile(code, num_rows, same(floats(), 0.0), num, columns, factor, code.fma)
+        sums = tile(code, num_rows, same(floats(), 0.0), num, columns, factor, code.fma, (ahead, ahead_step))
         _finish(code, sums, scale, bias, out, out_stride, add, _as_it_is)
 
     code.by_rows(rows, write)
@@ -177,6 +189,8 @@ def multiply_integer(
     out: Value,
     out_stride: Value,
     add: Value,
+    ahead: Value,
+    ahead_step: Value,
 ) -> None:
     """The same with `num` groups of int8 inputs, weights int8 [num, width, group], bias int32 [width]: W8A8.
 
@@ -203,7 +217,7 @@ def multiply_integer(
         def added(one: Value, other: Value, total: Value) -> Value:
             return _int8_dot(code, one, other, total)
 
-        sums = tile(code, num_rows, same(integers(), 0), num, columns, factor, added)
+        sums = tile(code, num_rows, same(integers(), 0), num, columns, factor, added, (ahead, ahead_step))
         _finish(code, sums, scale, bias, out, out_stride, add, convert)
 
     code.by_rows(rows, write)

@@ -24,8 +24,8 @@ _PRODUCTS = (program.FLOAT, program.NARROW, program.INTEGER)
 class Rows:
     """A work array: rows of so many numbers, filled up with zeros to whole panels."""
 
-    def __init__(self, num: int, width: int, itemsize: int = 4) -> None:
-        self.stride = itemsize * padded(width) + _LINE
+    def __init__(self, num: int, width: int, itemsize: int = 4, apart: int = _LINE) -> None:
+        self.stride = itemsize * padded(width) + apart
         self._bytes = aligned((num, self.stride), np.uint8)
         self.address: int = self._bytes.ctypes.data
         self.width = width
@@ -76,7 +76,7 @@ class Layout:
         self._gates = Rows(num_rows, 2 * padded(config.intermediate_size))
         self._gated = Rows(num_rows, config.intermediate_size)
         self._small = Rows(num_rows, max(config.hidden_size, queries, config.intermediate_size), BYTES)
-        self.logits = Rows(num_rows, config.vocab_size)
+        self.logits = Rows(num_rows, config.vocab_size, apart=0)  # so that NumPy need not copy them to find the largest
         self._heads = {"k_column": 4 * padded(queries), "v_column": 4 * (padded(queries) + padded(heads))}
         self.picks = 0
         self._write(config, keys, values)
@@ -193,6 +193,8 @@ class Layout:
         ops["chunks"] = -(-rows // ops["chunk_rows"])
         one = ops["num"][some] * ISA.width * np.minimum(rows[some], chunk_rows)
         panels = ops["panels"][some]
-        ops["chunk_panels"][some] = np.clip(_PRODUCT // one, 1, -(-panels // self._num_threads))
+        ops["chunk_panels"][some] = np.maximum(
+            panels // (16 * self._num_threads), np.clip(_PRODUCT // one, 1, -(-panels // self._num_threads))
+        )
         ops["chunks"][some] *= -(-panels // ops["chunk_panels"][some])
         ops["chunks"][ops["kind"] == program.ATTEND] = num_items

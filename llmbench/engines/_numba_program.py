@@ -140,17 +140,24 @@ def _multiply(op: Any, chunk: int, space: int) -> None:
         if widened:
             kernels.widen(weight, op.num, op.offset + column, space)
             weight = space
+        step = min(128, op.panel_bytes // (op.num * tiles))
         for tile in range(tiles):
             first = start + num_rows * tile // tiles
             rows = start + num_rows * (tile + 1) // tiles - first
             x, out = op.x + first * op.x_stride, op.out + first * op.out_stride + column
+            ahead = op.weight + (panel + 1) * op.panel_bytes + tile * step * op.num
             if op.kind == INTEGER:
-                kernels.multiply_integer(rows, x, op.x_stride, weight, op.num, scale, bias, out, op.out_stride, op.add)
+                kernels.multiply_integer(
+                    rows, x, op.x_stride, weight, op.num, scale, bias, out, op.out_stride, op.add, ahead, step
+                )
             elif op.kind == FLOAT or widened:
-                kernels.multiply_float(rows, x, op.x_stride, weight, op.num, scale, bias, out, op.out_stride, op.add)
+                kernels.multiply_float(
+                    rows, x, op.x_stride, weight, op.num, scale, bias, out, op.out_stride, op.add, ahead, step
+                )
             else:
+                offset = op.offset + column
                 kernels.multiply_narrow(
-                    rows, x, op.x_stride, weight, op.num, op.offset + column, scale, bias, out, op.out_stride, op.add
+                    rows, x, op.x_stride, weight, op.num, offset, scale, bias, out, op.out_stride, op.add, ahead, step
                 )
 
 
@@ -179,7 +186,7 @@ def _attend(op: Any, model: Any, item: Any, tables: Any, cells: Any, space: int)
     attention.attend(op, model, item, tables[item.table], cells, space)
     if op.q != 0:
         size = 4 * model.head_dim
-        rows, heads = (1, item.num) if item.growth == 0 else (item.num, 1)
+        rows, heads = (1, item.num * item.kv_heads) if item.growth == 0 else (item.num, 1)
         for row in range(item.row, item.row + rows):
             for head in range(item.head, item.head + heads):
                 out = op.out + row * op.out_stride + head * size

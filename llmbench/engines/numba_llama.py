@@ -29,6 +29,8 @@ DTYPES = ("float32",)
 _CACHE_SHARE = 0.25  # of the memory still free once the weights are there
 _QUERIES = 8 * ISA.rows  # of a prompt and a head that one thread takes at once
 
+_DECODED = 4  # decoded tokens for each thread, from which on each is taken whole
+
 
 class NumbaLlama:
     """The engine. Keys are float32 [layers, blocks, kv_heads, head_dim, positions], values [layers, blocks, kv_heads,
@@ -131,10 +133,14 @@ class NumbaLlama:
 
     def _items(self, query_lens: Intp, context_lens: Intp, starts: Intp) -> npt.NDArray[np.void]:
         """ITEM: of a decoded token the heads that share keys and values, of a prompt some tokens and one head."""
-        group = self._config.num_heads // self._config.num_kv_heads
+        kv_heads = self._config.num_kv_heads
+        group = self._config.num_heads // kv_heads
         decoded = np.flatnonzero(query_lens == 1)
-        found = np.zeros((len(decoded), self._config.num_kv_heads), attention.ITEM)
-        found["kv_head"] = np.arange(self._config.num_kv_heads)
+        # all heads of a sequence at once, or, of few sequences, some for every thread
+        parts = 1 if len(decoded) >= _DECODED * self._num_threads else kv_heads
+        found = np.zeros((len(decoded), parts), attention.ITEM)
+        found["kv_head"] = np.arange(parts)
+        found["kv_heads"] = kv_heads // parts
         found["head"] = found["kv_head"] * group
         found["num"] = group
         for name, values in (("row", starts), ("visible", context_lens)):
@@ -148,7 +154,7 @@ class NumbaLlama:
             ]  # the last ones see most: no thread is to begin with them late
             found = np.zeros((len(first), self._config.num_heads), attention.ITEM)
             found["head"] = np.arange(self._config.num_heads)
-            found["kv_head"] = found["head"] // group
+            found["kv_head"], found["kv_heads"] = found["head"] // group, 1
             found["row"], found["num"] = starts[i] + first, np.minimum(_QUERIES, num - first)
             found["visible"], found["growth"], found["table"] = context_lens[i] - num + first + 1, 1, i
             items.append(found.ravel())

@@ -33,6 +33,8 @@ def _multiply(rows: int, x: Any, weight: Any, num: int, scale: Any, bias: Any, o
             np.int64(out.ctypes.data) + panel * kernels.PANEL_ROW,
             out.shape[1] * 4,
             0,
+            np.int64(weight.ctypes.data),
+            0,
         )
 
 
