@@ -50,6 +50,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     fraction: float | None
     sigma_factor: float | None
     nonuniform: bool
+    compensate: bool
     disable_level: str
     float_layers: str
     float_linears: tuple[str, ...]
@@ -151,7 +152,12 @@ def of_wanted(wanted: Wanted, opened: Opened) -> make.Settings:
 
 def _knobs(wanted: Wanted) -> Knobs | None:
     """What was typed of a W8A8S; None when nothing was."""
-    found = Knobs(fraction=wanted.fraction, sigma_factor=wanted.sigma_factor, nonuniform=wanted.nonuniform)
+    found = Knobs(
+        fraction=wanted.fraction,
+        sigma_factor=wanted.sigma_factor,
+        nonuniform=wanted.nonuniform,
+        compensate=wanted.compensate,
+    )
     return None if found == Knobs() else found
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from llmbench import config, jsonlines, plugins
+from llmbench import config, engines, jsonlines, plugins
 from llmbench.accuracy import heldout
 from llmbench.cli import _eval, _perf
 from llmbench.engines import EngineSettings
@@ -115,7 +115,7 @@ def _asked(values: dict[str, Any]) -> Settings:
         raise InputError("quantize search: name a model, as embedded, or a folder; or --resume a search")
     if values["eval"] is None and (values["limit"] is not None or values["data"] is not None):
         raise InputError("--limit and --data are of --eval: name its set, as --eval mmlu")
-    return Settings(**values)
+    return Settings(**values | {"engine": values["engine"] or engines.choose()})
 
 
 def _begun(folder: Path, given: set[str]) -> Settings:

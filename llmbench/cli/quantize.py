@@ -51,6 +51,9 @@ def make(
     nonuniform: Annotated[
         bool, typer.Option("--nonuniform", help="Of --sparse: a power-law grid, finer where weights are more.")
     ] = False,
+    compensate: Annotated[
+        bool, typer.Option(help="Of --sparse: what a weight loses is made up for by others (GPTQ).")
+    ] = True,
     anti: Annotated[
         str,
         typer.Option(
@@ -125,6 +128,7 @@ def make(
         fraction=fraction,
         sigma_factor=sigma_factor,
         nonuniform=nonuniform,
+        compensate=compensate,
         disable_level=disable_level,
         float_layers=float_layers,
         float_linears=tuple(float_linears),
@@ -157,7 +161,10 @@ def search(  # the names are those of `_quantize_search.Settings`
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model, for models that bring none.")] = None,
     kinds: Annotated[str, typer.Option(help="Of linears, with commas between.")] = "w8a8,w8a16,w8a8s",
     methods: Annotated[str, typer.Option(help="Against outliers, as --anti.")] = "none,m1,m2,m3,m4",
-    engine: Annotated[str, typer.Option(help="What computes and is timed.")] = "numpy_llama",
+    engine: Annotated[
+        str | None,
+        typer.Option(help="What computes and is timed.  [default: numba_llama where it is quick, else numpy_llama]"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine; default: all cores.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once, where forms are timed.")] = 8,
     input: Annotated[int, typer.Option(min=1, help="Their prompts' tokens.")] = 64,  # noqa: A002

@@ -29,7 +29,8 @@ Intp = npt.NDArray[np.intp]
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Is told how many samples are through, of how many over all layers, and what is being done."""
 
-NUM_ROWS = 256  # inputs of each linear that are kept, to measure errors on
+NUM_ROWS = 1024  # inputs of each linear that are kept: to make up for errors by, and to measure them on
+NUM_SMOOTHING_ROWS = 256  # of them, those by which scales are searched
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +109,8 @@ class _Flow:
         self._turns = forward.rotations(model.config, max(map(len, samples.ids)))
         rng = np.random.default_rng(settings.seed)
         total = int(self._ends[-1])
-        self._kept = np.sort(rng.permutation(total)[:NUM_ROWS])
+        drawn = rng.permutation(total)
+        self._kept, self._few = (np.sort(drawn[:num]) for num in (NUM_ROWS, NUM_SMOOTHING_ROWS))
         found = journal.hidden()
         self._hidden = _embedded(model, np.concatenate(samples.ids)) if found is None else found
 
@@ -130,7 +132,7 @@ class _Flow:
 
         def see(sample: int, point: str, x: Float32) -> None:
             if point in watches:
-                watches[point].see(x, self._rows_of(sample))
+                watches[point].see(x, self._rows_of(sample, self._few))
 
         self._each(layer, own, see, f"layer {layer}: looking for outliers", first=True)
         return {point: watch.channels() for point, watch in watches.items()}
@@ -153,7 +155,7 @@ class _Flow:
                 return
             ranges[point].see(x)
             scores[point].see(x)
-            rows[point].append(x[self._rows_of(sample)])
+            rows[point].append(x[self._rows_of(sample, self._kept)])
 
         self._each(layer, own, see, f"layer {layer}: observing", first=False)
         points = {}
@@ -188,10 +190,10 @@ class _Flow:
 
         return look
 
-    def _rows_of(self, sample: int) -> Intp:
+    def _rows_of(self, sample: int, kept: Intp) -> Intp:
         """Which tokens of a sample are among those that are kept."""
-        low, high = np.searchsorted(self._kept, [self._starts[sample], self._ends[sample]])
-        found: Intp = self._kept[low:high] - self._starts[sample]
+        low, high = np.searchsorted(kept, [self._starts[sample], self._ends[sample]])
+        found: Intp = kept[low:high] - self._starts[sample]
         return found
 
 

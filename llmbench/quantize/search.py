@@ -140,7 +140,7 @@ def _flags(knobs: Knobs) -> list[str]:
     flags = [] if knobs.fraction is None else ["--fraction", f"{knobs.fraction:g}"]
     if knobs.sigma_factor is not None:
         flags += ["--sigma-factor", f"{knobs.sigma_factor:g}"]
-    return flags + ["--nonuniform"] * knobs.nonuniform
+    return flags + ["--nonuniform"] * knobs.nonuniform + ["--no-compensate"] * (not knobs.compensate)
 
 
 def held_out(calibration: Samples, drawn: Samples, num: int) -> list[tuple[int, ...]]:

@@ -22,6 +22,7 @@ SPACE = Space(kinds=("W8A8", "W8A8S"), methods=("none", "m1"), num_layers=4)
 SMALL = (
     *("--kinds", "w8a8,w8a8s", "--methods", "m1", "-n", "4", "--num-held-out", "3", "--max-tokens", "40"),
     *("--batch", "2", "--input", "8", "--output", "4", "--repeats", "1", "--quiet"),
+    *("--engine", "numpy_llama"),
 )
 
 

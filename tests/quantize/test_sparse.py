@@ -126,6 +126,63 @@ def test_a_large_matrix_is_worked_on_in_parts_with_the_same_result(monkeypatch: 
     assert whole.num_outliers == parts.num_outliers
 
 
+def inputs(num: int, width: int, seed: int = 1) -> Float32:
+    """Rows in which channels hang together, and some are larger."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((num, 20)) @ np.random.default_rng(2).standard_normal((20, width))
+    found: Float32 = (mixed + 0.3 * rng.standard_normal((num, width))).astype(np.float32)
+    return found * np.linspace(0.2, 3, width, dtype=np.float32)
+
+
+def compensated_by_definition(weight: Float32, x: Float32, found: sparse.Sparse, top: list[float]) -> list[list[int]]:
+    """GPTQ column by column, over all later columns at once."""
+    levels = [round(found.reach * (i / 7) ** found.power) for i in range(8)]
+    gram = x.T.astype(np.float64) @ x
+    gram += sparse.DAMPING * gram.trace() / len(gram) * np.eye(len(gram))
+    order = np.argsort(-gram.diagonal(), kind="stable")
+    upper = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
+    values = np.zeros(weight.shape, int)
+    for n, row in enumerate(weight.astype(np.float64)):
+        left, scale = row[order].copy(), float(found.scale[n])
+        for j, column in enumerate(order.tolist()):
+            units = abs(left[j]) / scale
+            is_outlier = abs(row[column]) > top[n]
+            level = min(127, round(units)) if is_outlier else min(levels, key=lambda i: abs(i - units))
+            values[n, column] = np.copysign(level, left[j])
+            left[j + 1 :] -= (left[j] - values[n, column] * scale) / upper[j, j] * upper[j, j + 1 :]
+    return [list(map(int, row)) for row in values]
+
+
+def test_with_inputs_what_a_weight_loses_is_made_up_for_by_those_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, x = weight((6, 150)), inputs(300, 150)
+    knobs = Knobs(fraction=0.02)
+    found = sparse.quantised(given, knobs, x)
+    top = np.sort(np.abs(given), axis=1)[:, -1 - round(0.02 * 150)].tolist()
+    assert found.values.tolist() == compensated_by_definition(given, x, found, top)
+    monkeypatch.setattr(sparse, "GROUP", 80)
+    parts = sparse.quantised(given, knobs, x)
+    for some in (slice(0, 80), slice(80, 150)):
+        expected = compensated_by_definition(given[:, some], x[:, some], found._replace(values=parts.values), top)
+        assert parts.values[:, some].tolist() == expected
+
+
+def test_the_outputs_of_other_inputs_are_nearer_with_it() -> None:
+    given, x, others = weight((40, 300)), inputs(400, 300), inputs(200, 300, seed=5)
+
+    def error(found: sparse.Sparse) -> float:
+        exact = others @ given.T
+        return float(np.linalg.norm(others @ (found.values * found.scale[:, None]).T - exact) / np.linalg.norm(exact))
+
+    plain = sparse.quantised(given, Knobs(compensate=False), x)
+    assert np.array_equal(plain.values, sparse.quantised(given, Knobs()).values), "it needs inputs"
+    found = sparse.quantised(given, Knobs(), x)
+    assert error(found) < 0.5 * error(plain)
+    assert np.array_equal(found.scale, plain.scale)
+    assert found.num_outliers == plain.num_outliers
+    nothing = sparse.quantised(given, Knobs(), np.zeros_like(x))
+    assert np.array_equal(nothing.values, plain.values), "inputs that are all 0 say nothing"
+
+
 @pytest.mark.parametrize(
     ("knobs", "what"),
     [
