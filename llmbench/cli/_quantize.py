@@ -55,7 +55,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     float_layers: str
     float_linears: tuple[str, ...]
     rollback_down: bool | None
-    """None: with activations of 8 bits; the inputs of down_proj are what those have the largest errors at."""
+    """None: with activations of 8 bits, which have the largest errors at the inputs of down_proj, but not where layers
+    go as a whole.
+    """
     whole_layers: bool
     kv: str
     asymmetric: bool
@@ -131,11 +133,12 @@ def of_wanted(wanted: Wanted, opened: Opened) -> make.Settings:
     _known("--form", "form", wanted.form, ["modelslim", "npy"])
     if wanted.dtype is not None:
         _known("--dtype", "dtype", wanted.dtype, list(DTYPES))
+    by_default = wanted.kind == "w8a8" and not wanted.whole_layers
     choice = Choice(
         level=choose.level(wanted.disable_level),
         layers=choose.layers(wanted.float_layers, opened.config.num_layers),
         linears=wanted.float_linears,
-        down=wanted.kind == "w8a8" if wanted.rollback_down is None else wanted.rollback_down,
+        down=by_default if wanted.rollback_down is None else wanted.rollback_down,
         whole_layers=wanted.whole_layers,
     )
     if wanted.sparse and wanted.kind != "w8a8":

@@ -100,7 +100,7 @@ def make(
 
     \b
     llmbench quantize embedded -o w8a8
-    llmbench quantize LLAMA2_7B -o OUT --anti m1 --disable-level L6 --calib ceval:CEVAL -n 50
+    llmbench quantize LLAMA2_7B -o OUT --no-rollback-down --disable-level L6 --calib ceval:CEVAL -n 50
     llmbench quantize QWEN2 -o OUT --kind w8a16 --anti m3 --calib prompts.jsonl
     llmbench quantize DIR -o OUT --sparse --fraction 0.05
     llmbench serve --model w8a8

@@ -9,7 +9,10 @@ from llmbench.errors import ConfigError
 from llmbench.quantize.forward import POINTS, prefix
 from llmbench.quantize.journal import Record
 
-NOTHING_LEFT = "every linear would stay float: take a lower --disable-level, or name fewer of them"
+NOTHING_LEFT = (
+    "every linear would stay float: take a lower --disable-level, or name fewer of them; --whole-layers wants"
+    " --no-rollback-down"
+)
 
 _LEVEL = re.compile(r"L(0|[1-9]\d*)")
 
@@ -70,7 +73,8 @@ def check(choice: Choice, num_layers: int) -> None:
                 f" … model.layers.{num_layers - 1}.mlp.down_proj"
             )
     found = dict(_named(choice, num_layers))
-    left = sum(not any(name in found for name in of_point(*at)) for at in _inputs(num_layers))
+    _complete(found, choice, num_layers)
+    left = sum(of_point(*at)[0] not in found for at in _inputs(num_layers))
     if choice.level > left:
         raise ConfigError(
             f"--disable-level L{choice.level}: the model has {left} inputs of linears that are not float already; take"
@@ -87,17 +91,13 @@ def floats(choice: Choice, records: Sequence[Record]) -> dict[str, str]:
     inputs; msmodelslim, whose levels count linears, mostly finds inputs of one linear (down_proj) worst as well.
     """
     found = dict(_named(choice, len(records)))
-    _share(found, len(records))
+    _complete(found, choice, len(records))
     ranked = sorted(_inputs(len(records)), key=lambda at: -records[at[0]].points[at[1]].score)
     left = [at for at in ranked if of_point(*at)[0] not in found]
     for layer, point in left[: choice.level]:
         reason = f"--disable-level L{choice.level}: score {records[layer].points[point].score:.1f}"
         found |= dict.fromkeys(of_point(layer, point), reason)
-    if choice.whole_layers:
-        for layer in range(len(records)):
-            own = [name for point in POINTS for name in of_point(layer, point)]
-            if any(name in found for name in own):
-                found |= {name: "--whole-layers" for name in own if name not in found}
+    _complete(found, choice, len(records))
     return {name: found[name] for name in names(len(records)) if name in found}
 
 
@@ -119,10 +119,14 @@ def _named(choice: Choice, num_layers: int) -> Iterator[tuple[str, str]]:
                 yield name, f"--float-linears {by}"
 
 
-def _share(found: dict[str, str], num_layers: int) -> None:
-    """What has the input of a float linear is float as well."""
+def _complete(found: dict[str, str], choice: Choice, num_layers: int) -> None:
+    """What has the input of a float linear is float as well; so is all of its layer, where layers go as a whole."""
     for at in _inputs(num_layers):
         own = of_point(*at)
         first = next((name for name in own if name in found), None)
         if first is not None:
             found |= {name: f"has the input of {first}" for name in own if name not in found}
+    for layer in range(num_layers) if choice.whole_layers else ():
+        own = [name for point in POINTS for name in of_point(layer, point)]
+        if any(name in found for name in own):
+            found |= {name: "--whole-layers" for name in own if name not in found}

@@ -87,6 +87,7 @@ def test_layers_that_the_model_does_not_have_are_refused(text: str, message: str
         (Choice(level=7, down=True), "the model has 6 inputs of linears that are not float already"),
         (Choice(level=8), "every linear would stay float"),
         (Choice(layers=(0, 1)), "every linear would stay float"),
+        (Choice(down=True, whole_layers=True), "--whole-layers wants --no-rollback-down"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(choice: Choice, message: str) -> None:
