@@ -17,7 +17,7 @@ from llmbench.errors import ConfigError, InputError
 from llmbench.report.files import as_json
 from llmbench.report.terminal import Terminal
 from llmbench.weights import convert as converting
-from llmbench.weights import inspection
+from llmbench.weights import export, inspection
 from llmbench.weights.convert import DTYPES, MAX_SHARD_BYTES, Report, Target
 from llmbench.weights.names import WRITABLE
 from llmbench.weights.quantised import DEQ_FORMS
@@ -101,6 +101,20 @@ def shard(source: Source, out: Path, num_ranks: int, wanted: Target, vocabulary:
     with Line() as line:
         report = converting.cut(opened, out, num_ranks, wanted, line, vocabulary == "cut")
     _tell(report, out, json)
+
+
+def shard_dictionaries(source: Source, out: Path, num_ranks: int, wanted: Target, json: bool) -> None:
+    """Write the dictionaries of each rank. Raises ConfigError for a layout or dtype, of which they have no choice."""
+    if wanted.layout != "hf" or wanted.dtype is not None:
+        raise ConfigError(
+            "--format npy: its names are Hugging Face's, and nothing in it is float; without --to, --dtype"
+        )
+    opened = _open(source)
+    with Line() as line:
+        export.cut(out, opened, num_ranks, wanted.deq_scale or "int64", line)
+    linears = list(opened.config.quantised)
+    text = f"{out}: the dictionaries of {len(linears)} linears, part_model/0 to {num_ranks - 1}\n"
+    _print(as_json({"num_ranks": num_ranks, "linears": linears}).decode() if json else text)
 
 
 def _open(source: Source) -> Opened:

@@ -24,6 +24,13 @@ Out = Annotated[Path, typer.Argument(help="Folder to write; must be new or empty
 NumRanks = Annotated[int, typer.Option("--ranks", min=1, help="How many ranks to cut into.")]
 To = Annotated[str, typer.Option(help=f"Names and order of rows to write: {_LAYOUTS}.")]
 Format = Annotated[str, typer.Option(help="safetensors, or MindSpore's ckpt.")]
+RankFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="safetensors, MindSpore's ckpt, or npy: of a quantised model the ATB guide's part_model/0, …",
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(
@@ -99,7 +106,7 @@ def shard(
     out: Out,
     ranks: NumRanks,
     to: To = "hf",
-    format: Format = "safetensors",  # noqa: A002
+    format: RankFormat = "safetensors",  # noqa: A002
     dtype: Dtype = None,
     vocabulary: Vocabulary = "cut",
     layout: From = None,
@@ -113,6 +120,10 @@ def shard(
     from llmbench.cli import _weights
 
     source = _weights.Source(model, layout, config, None, tuple(drop))
+    if format == "npy":
+        wanted = _weights.target(to, "safetensors", dtype, None, False, deq_scale)
+        _weights.shard_dictionaries(source, out, ranks, wanted, json)
+        return
     target = _weights.target(to, format, dtype, None, allow_nonfinite, deq_scale)
     _weights.shard(source, out, ranks, target, vocabulary, json)
 

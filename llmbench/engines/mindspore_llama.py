@@ -89,6 +89,8 @@ class MindsporeLlama:
 
         operators = probe.choose(model.config)
         self.dtype = operators.dtype
+        if model.config.kv_cache is not None:
+            _log.info("keys and values stay %s, though the model has scales for an int8 cache", operators.dtype)
         self._vocab_size = model.config.vocab_size
         self._block_size = settings.block_size
         self._num_blocks = num_blocks

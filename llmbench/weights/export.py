@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from llmbench.errors import InputError
-from llmbench.weights import convert, files, guide, quantised
+from llmbench.weights import convert, files, guide, quantised, shard
 from llmbench.weights.config import ModelConfig, check_shapes, expected_shapes
 from llmbench.weights.convert import Progress, Target
 from llmbench.weights.quantised import W8A16, DeqForm, Float32, Kind, KVScales, Linear
@@ -22,6 +22,7 @@ FORMS: dict[Form, str] = {
     "npy": "the dictionaries of the ATB guide, and anti_weight with all that is float",
 }
 
+_RANKS = "part_model"
 _DTYPES = {"weight": "int8", "input_offset": "int8", "quant_bias": "int32"}  # the others are float32
 
 
@@ -59,6 +60,40 @@ def write(
     with convert.new_folder(out, _num_bytes(plain, config, deq_scale, form)) as folder:
         writer(folder, plain, config, model, deq_scale, progress)
     return config
+
+
+def cut(
+    out: Path,
+    opened: Opened,
+    num_ranks: int,
+    deq_scale: DeqForm = "int64",
+    progress: Progress = lambda done, total, name: None,
+) -> None:
+    """Write the dictionaries of each rank's part of a quantised model into part_model/0, … of a new folder.
+
+    So the ATB guide's tool leaves them, but for quant_bias behind a sum over the ranks, which rank 0 has alone. What is
+    float is not among them. Raises InputError for a float model, ConfigError for ranks that do not fit.
+    """
+    config = opened.config
+    if not config.quantised:
+        raise InputError(f"model {opened.name}: nothing of it is quantised; --format safetensors")
+    shard.check(opened.name, config, num_ranks)
+    how = shard.cuts(config, num_ranks)
+    kv = [name for name in opened.tensors if name.endswith(quantised.KV_PARTS)]
+    total = sum(opened.tensors[f"{name}.weight"].num_bytes for name in config.quantised)
+    done = 0
+    with convert.new_folder(out, total) as folder:
+        for rank in range(num_ranks):
+            tensors = shard.pieces(opened.tensors, how, rank, num_ranks)
+            home = folder / _RANKS / str(rank)
+            home.mkdir(parents=True)
+            with guide.Writer(home, deq_scale) as writer:
+                writer.put_kv({name: tensors[name].rows(0, tensors[name].shape[0]) for name in kv})
+                for name, kind in config.quantised.items():
+                    weight = tensors[f"{name}.weight"]
+                    progress(done, total, name)
+                    writer.put(name, quantised.linear(tensors, name, kind, 0, weight.shape[0]))
+                    done += weight.num_bytes
 
 
 def _with(opened: Opened, floats: Mapping[str, Float32]) -> Opened:

@@ -215,3 +215,37 @@ def test_two_ranks_serve_a_quantised_model_with_the_tokens_of_one(tmp_path: Path
     cut = answer(launch, tmp_path / "4", "--ranks", "2")
     assert cut == answer(launch, whole)
     assert cut
+
+
+def test_the_guides_cut_has_dictionaries_of_each_ranks_part(tmp_path: Path) -> None:
+    source = quantised(tmp_path, QWEN2, kv=True)
+    said = weights("shard", source, tmp_path / "cut", "--ranks", 2, "--format", "npy", "--deq-scale", "float32")
+    assert "the dictionaries of 14 linears, part_model/0 to 1" in said
+    model = open_model(str(source))
+    for rank in range(2):
+        own = shard.cut(model, rank, 2)
+        found = {
+            path.stem: np.load(path, allow_pickle=True).item()
+            for path in (tmp_path / "cut" / "part_model" / str(rank)).iterdir()
+        }
+        for name in model.config.quantised:
+            linear = own.linear(name)
+            assert isinstance(linear, W8A8)
+            assert (found["quant_weight"][name] == linear.weight).all()
+            assert (found["quant_bias"][name] == linear.quant_bias).all()
+            assert (found["deq_scale"][name] == linear.deq_scale).all()
+            # the correction that the guide's tool makes of fp_bias, on the rank's own part
+            exact = found["fp_bias"][name] / linear.deq_scale.astype(np.float64)
+            corrected = np.rint(exact - linear.weight.astype(int).sum(axis=1) * found["input_offset"][name])
+            assert (corrected == linear.quant_bias).all()
+        scales = own.kv_scales(1)
+        assert scales is not None
+        assert (found["kv_cache_scale"]["model.layers.1.self_attn.k_proj"] == scales.key_scale).all()
+
+
+def test_the_guides_cut_is_of_quantised_models_alone(tmp_path: Path) -> None:
+    with pytest.raises(LlmbenchError, match="nothing of it is quantised; --format safetensors"):
+        weights("shard", "random:tiny", tmp_path / "cut", "--ranks", 2, "--format", "npy")
+    with pytest.raises(LlmbenchError, match=r"--format npy: its names are .* without --to, --dtype"):
+        weights("shard", "random:tiny", tmp_path / "cut", "--ranks", 2, "--format", "npy", "--dtype", "float16")
+    assert not (tmp_path / "cut").exists()
