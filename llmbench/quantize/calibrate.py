@@ -50,7 +50,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     samples: Samples
     identity: str
     """sha256 of the weights before."""
-    bytes_before: int
+    before: dict[str, Tensor]
+    """The tensors as they were, not read."""
     records: list[Record]
     journal: Journal
 
@@ -76,7 +77,7 @@ def calibrate(opened: Opened, samples: Samples, settings: Settings, folder: Path
         settings=settings,
         samples=samples,
         identity=identity,
-        bytes_before=sum(tensor.num_bytes for tensor in opened.tensors.values()),
+        before=opened.tensors,
         records=journal.records,
         journal=journal,
     )

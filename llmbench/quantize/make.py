@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from llmbench.weights.guide import FLOAT_FOLDER as ANTI_WEIGHT
 from llmbench.weights.model import Model, of_weights
 from llmbench.weights.quantised import DeqForm, Kind, KVScales, Linear
 from llmbench.weights.sources import EMBEDDING, How, Opened, open_weights
-from llmbench.weights.tensors import cast
+from llmbench.weights.tensors import Tensor, cast
 
 REPORT = "quantisation.json"
 
@@ -111,7 +111,7 @@ def quantise(calibration: Calibration, settings: Settings, out: Path, progress: 
     aside = calibration.journal.folder / "out"
     shutil.rmtree(aside, ignore_errors=True)
     rows: list[Row] = []
-    opened = _cast(calibration.opened, settings.dtype)
+    opened = _floats(calibration, settings)
     model = Quantised(
         kinds={name: settings.kind for name in everything if name not in kept},
         linears=_made(calibration, settings, kept, rows),
@@ -121,7 +121,7 @@ def quantise(calibration: Calibration, settings: Settings, out: Path, progress: 
     deq_scale: DeqForm = "float32" if opened.tensors[EMBEDDING].dtype == "bfloat16" else "int64"
     export.write(aside, opened, model, settings.form, deq_scale, progress)
     made = open_weights(str(aside), How(strict=False))
-    report = _report(calibration, settings, rows, sum(tensor.num_bytes for tensor in made.tensors.values()))
+    report = _report(calibration, settings, rows, _num_bytes(made.tensors))
     if calibration.settings.method != "none" and not (aside / ANTI_WEIGHT).exists():
         target = Target(layout="hf", dtype=settings.dtype or "float32")
         convert.convert(calibration.opened, aside / ANTI_WEIGHT, target, progress)
@@ -197,11 +197,20 @@ def _kv(calibration: Calibration, settings: Settings) -> dict[int, KVScales]:
     return found
 
 
-def _cast(opened: Opened, dtype: str | None) -> Opened:
-    """The model with what stays float in a dtype."""
-    if dtype is None:
-        return opened
-    tensors = {name: cast(tensor, dtype, f"{opened.name}: {name}") for name, tensor in opened.tensors.items()}
+def _floats(calibration: Calibration, settings: Settings) -> Opened:
+    """The model with what stays float as it is to be stored.
+
+    Without a dtype to have, matrices that were moved get back the one that they had; norms and biases, which are
+    small, stay float32. So does everything where `anti_weight` is a part of the model.
+    """
+    opened, before = calibration.opened, calibration.before
+
+    def stored(name: str, tensor: Tensor) -> Tensor:
+        own = None if settings.form == "npy" or len(tensor.shape) < 2 else before[name].dtype
+        dtype = settings.dtype or own
+        return tensor if dtype is None else cast(tensor, dtype, f"{opened.name}: {name}")
+
+    tensors = {name: stored(name, tensor) for name, tensor in opened.tensors.items()}
     return msgspec.structs.replace(opened, tensors=tensors)
 
 
@@ -224,7 +233,11 @@ def _report(calibration: Calibration, settings: Settings, rows: list[Row], bytes
             {row.name: settings.kind for row in rows if row.why is None}, len(calibration.records)
         ),
         linears=rows,
-        bytes_before=calibration.bytes_before,
+        bytes_before=_num_bytes(calibration.before),
         bytes_after=bytes_after,
         versions=versions(),
     )
+
+
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.num_bytes for tensor in tensors.values())

@@ -87,6 +87,17 @@ def test_the_report_says_what_became_of_each_linear(made: Path) -> None:
     assert (told["seed"], told["num_samples"]) == (0, 8)
 
 
+def test_matrices_that_stay_float_keep_their_dtype_and_norms_that_were_moved_their_bits(made: Path) -> None:
+    model = open_model(str(made))
+    dtypes = {name: tensor.dtype for name, tensor in model.stored().items()}
+    floats = [
+        name for name in model.names() if name.endswith("proj.weight") and name[:-7] not in model.config.quantised
+    ]
+    assert floats
+    assert {dtypes[name] for name in [*floats, "lm_head.weight"]} == {"float16"}
+    assert dtypes["model.layers.0.input_layernorm.weight"] == "float32"
+
+
 def test_the_smoothed_float_model_lies_beside_it(made: Path) -> None:
     anti, before = open_model(str(made / "anti_weight")), open_model("embedded")
     name = "model.layers.0.input_layernorm.weight"
