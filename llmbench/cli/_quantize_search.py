@@ -1,11 +1,12 @@
 """What `llmbench quantize search` does: make one form after another, hold it against the float model, show them."""
 
+import io
 import os
 import shlex
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import msgspec
 from llmbench import config, engines, jsonlines, plugins
 from llmbench.accuracy import heldout
 from llmbench.cli import _eval, _perf
+from llmbench.cli._quantize import Line
 from llmbench.engines import EngineSettings
 from llmbench.errors import ConfigError, InputError, InvalidMeasurement, LlmbenchError, ServingError
 from llmbench.metrics.front import Scored
@@ -73,9 +75,10 @@ def command(values: dict[str, Any], given: set[str]) -> int:
     """From all flags, and which of them were given, to the exit status."""
     folder, results = values.pop("resume"), values.pop("results")
     budget, minutes = values.pop("budget"), values.pop("minutes")
-    as_json, say = values.pop("json"), _perf.sayer(values.pop("quiet"))
+    as_json, quiet = values.pop("json"), values.pop("quiet")
     settings = _asked(values) if folder is None else _begun(folder, given)
-    searching = _Search(settings, say)
+    say = _perf.sayer(quiet)
+    searching = _Search(settings, say, None if quiet else Line())
     folder = folder or files.new_folder(results, "search")
     say(f"{settings.model}: {folder}")
     searching.run(folder, budget, None if minutes is None else time.monotonic() + 60 * minutes)
@@ -141,8 +144,8 @@ def _listed(flag: str, text: str, known: list[str]) -> list[str]:
 class _Search:
     """What a search needs to make and to judge a form. Raises InputError for settings that cannot be, at once."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        self._settings, self._say = settings, say
+    def __init__(self, settings: Settings, say: Callable[[str], None], line: Line | None) -> None:
+        self._settings, self._say, self._line = settings, say, line
         self._opened = open_weights(settings.model, How(strict=False))
         make.check(make.Settings(), self._opened)
         kinds = [KINDS[kind] for kind in _listed("--kinds", settings.kinds, list(KINDS))]
@@ -174,7 +177,7 @@ class _Search:
             self._found = {outcome.trial: outcome for outcome in journal.outcomes if outcome.trial is not None}
             heldout.keep(
                 of_weights(self._opened), self._settings.engine, self._held_out, self._work("base"),
-                self._settings.threads, self._told("float model"),
+                self._settings.threads, self._told("the float model's logits"),
             )  # fmt: skip
             if not journal.outcomes:
                 if not (folder / "environment.json").exists():
@@ -194,7 +197,8 @@ class _Search:
             if trial is None:
                 self._say("every form that the search knows of was tried")
                 return
-            outcome = self._tried(trial)
+            with self._line or nullcontext():
+                outcome = self._tried(trial)
             journal.append(outcome)
             self._found[trial] = outcome
             one = outcome.scored
@@ -210,7 +214,7 @@ class _Search:
         shutil.rmtree(out, ignore_errors=True)
         scored, worst = Scored(name=trial.name, kind=trial.kind, command=self._command(trial)), None
         try:
-            made = make.quantise(self._calibrated(trial), _making(trial), out, lambda *_: None)
+            made = make.quantise(self._calibrated(trial), _making(trial), out, self._progress)
             errors = {row.name: row.relative_error for row in made.linears if row.relative_error is not None}
             worst = max(errors, key=lambda name: errors[name], default=None)
             scored = self._scored(open_model(str(out)), scored)
@@ -224,7 +228,7 @@ class _Search:
     def _scored(self, model: Model, scored: Scored) -> Scored:
         """The same with all figures."""
         settings = self._settings
-        told = self._told(scored.name)
+        told = self._told(f"{scored.name}: logits")
         found = heldout.distance(model, settings.engine, self._held_out, self._work("base"), settings.threads, told)
         timed, ratios = self._timed(model, scored.kind)
         return msgspec.structs.replace(
@@ -276,7 +280,7 @@ class _Search:
             return sizes.of(model.name).total
         small = self._work("small")
         shutil.rmtree(small, ignore_errors=True)
-        compress.compress(Path(model.name), small, compress.Wanted(), lambda *_: None)
+        compress.compress(Path(model.name), small, compress.Wanted(), self._progress)
         return sizes.of(str(small)).total
 
     def _examined(self, model: Model) -> float:
@@ -307,7 +311,8 @@ class _Search:
             resume=None,
             results=self._work("evals"),
         )
-        return _eval.share_right(wanted)
+        with redirect_stderr(io.StringIO()):  # one line for a form is enough
+            return _eval.share_right(wanted)
 
     def _calibrated(self, trial: Trial) -> Calibration:
         """The calibration of a method, made once."""
@@ -317,7 +322,7 @@ class _Search:
             self._calibration,
             calibrate.Settings(method=trial.method, seed=self._settings.seed),
             folder,
-            lambda *_: None,
+            self._progress,
         )
 
     def _wanted(self, dataset: str, num: int) -> samples.Wanted:
@@ -344,7 +349,11 @@ class _Search:
         return self._folder / _WORK / name
 
     def _told(self, what: str) -> Callable[[int, int], None]:
-        return lambda done, num: None
+        return lambda done, num: self._progress(done, num, what)
+
+    def _progress(self, done: int, num: int, what: str) -> None:
+        if self._line is not None:
+            self._line(done, num, what)
 
 
 def _step_s(measured: Measured) -> float:
