@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweep": {"engines", "loadgen", "metrics", "protocols", "weights", "workload"},
     "report": {"metrics"},
     # evals: their questions as calibration samples
-    "quantize": {"weights", "workload", "evals", "metrics"},
+    "quantize": {"weights", "workload", "evals", "metrics", "engines"},
 }
 SERVERS_STAIR = {"serving", "link"}
 MEASURERS_STAIR = {"loadgen", "accuracy", "evals", "exam", "metrics", "quantize", "report", "sweep", "workload"}

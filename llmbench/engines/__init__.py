@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench import plugins
+from llmbench.engines._rope import rotations as rotations
 from llmbench.engines._sampling import pick as pick
 from llmbench.errors import InputError, NotInstalled
 from llmbench.weights.model import Model

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench import __version__
+from llmbench import __version__, engines
 from llmbench.errors import InputError
 from llmbench.quantize import forward, observers, smooth
 from llmbench.quantize.forward import POINTS, Layer, See, Tensors
@@ -107,7 +107,7 @@ class _Flow:
         self._model, self._settings, self._journal, self._progress = model, settings, journal, progress
         self._ends = np.cumsum([len(ids) for ids in samples.ids])
         self._starts = self._ends - [len(ids) for ids in samples.ids]
-        self._turns = forward.rotations(model.config, max(map(len, samples.ids)))
+        self._turns = engines.rotations(model.config, max(map(len, samples.ids)))
         rng = np.random.default_rng(settings.seed)
         total = int(self._ends[-1])
         drawn = rng.permutation(total)

@@ -52,15 +52,6 @@ def tensors(model: Model, layer: int) -> Tensors:
     return {name.removeprefix(start): model.tensor(name) for name in model.names() if name.startswith(start)}
 
 
-def rotations(config: ModelConfig, num_positions: int) -> Complex64:
-    """complex64 [positions, head_dim / 2]: exp(i * position * theta^(-2 j / head_dim)), as Hugging Face rounds them."""
-    powers = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1) / np.float32(config.rope_theta) ** powers
-    angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
-    found: Complex64 = (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
-    return found
-
-
 class Layer:
     """A decoder layer with its weights."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from llmbench import engines
 from llmbench.quantize import calibrate, forward, linears, samples, smooth
 from llmbench.quantize.calibrate import Calibration
 from llmbench.quantize.forward import Layer
@@ -46,7 +47,7 @@ class _Replaced(Layer):
 def logits(model: Model, ids: list[int], others: Mapping[str, Linear] = {}) -> Float32:
     """float32 [T, vocab]."""
     x = model.tensor("model.embed_tokens.weight")[ids]
-    turns = forward.rotations(model.config, len(ids))
+    turns = engines.rotations(model.config, len(ids))
     for layer in range(model.config.num_layers):
         x = _Replaced(model, layer, turns, others)(x, lambda point, values: None)
     x = forward.rms_norm(x, model.tensor("model.norm.weight"), model.config.rms_norm_eps)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmbench import engines
 from llmbench.accuracy.lane import Lane
 from llmbench.errors import InputError
 from llmbench.quantize import calibrate, forward, samples, smooth
@@ -44,7 +45,7 @@ def test_what_is_observed_is_what_goes_into_the_linears_of_the_smoothed_model(
         opened(tmp_path / "model"), found, Settings(method=method), tmp_path / "work", lambda *_: None
     )
     model = of_weights(told.opened)
-    turns = forward.rotations(model.config, 20)
+    turns = engines.rotations(model.config, 20)
     ends: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for ids in found.ids:
         x = model.tensor("model.embed_tokens.weight")[list(ids)]

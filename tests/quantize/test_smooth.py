@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmbench import engines
 from llmbench.accuracy.lane import Lane
 from llmbench.errors import ConfigError
 from llmbench.quantize import forward, smooth
@@ -72,7 +73,7 @@ class Case:
         self.x = rng.standard_normal((30, model.config.hidden_size)).astype(np.float32)
         self.x[:, 3] *= 20
         self.x[:, 5] += 9
-        self.turns = forward.rotations(model.config, 30)
+        self.turns = engines.rotations(model.config, 30)
         self.inputs = self.inputs_of(self.own)
         self.seen = {point: channels(self.inputs[point]) for point in POINTS}
 
