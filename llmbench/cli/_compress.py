@@ -96,6 +96,8 @@ def show_sizes(specs: Sequence[str], json: bool) -> None:
 
 def _show(terminal: Terminal, out: Path, found: Compression) -> None:
     terminal.print(f"{out}: {found.note}")
+    if found.left_out:
+        terminal.print(f"left out, as they are no folders of ranks: {', '.join(found.left_out)}")
     if found.pseudo_sparse is not None:
         terminal.print(
             f"{found.pseudo_sparse:.0%} of the values were kept at random (seed {found.seed}), the others are zeros:"

@@ -167,6 +167,8 @@ class _Search:
             calibration_sha256=self._calibration.sha256,
             held_out=self._held_out,
         )
+        if settings.eval is not None:
+            plugins.load("evals", settings.eval)  # a wrong name is wrong now
         self._found: dict[Trial, Outcome] = {}
         self._folder = Path()
 
@@ -175,6 +177,8 @@ class _Search:
         self._folder = folder
         with _Journal(folder / FILE, self._header) as journal:
             self._found = {outcome.trial: outcome for outcome in journal.outcomes if outcome.trial is not None}
+            if len(self._found) >= budget:
+                return
             heldout.keep(
                 of_weights(self._opened), self._settings.engine, self._held_out, self._work("base"),
                 self._settings.threads, self._told("the float model's logits"),

@@ -24,7 +24,7 @@ import numpy as np
 
 from llmbench import config as settings
 from llmbench.errors import InputError
-from llmbench.weights import cann, convert, files, quantised, tiles
+from llmbench.weights import cann, convert, files, guide, quantised, tiles
 from llmbench.weights.convert import Progress, new_folder
 from llmbench.weights.files import Entry
 from llmbench.weights.quantised import Description
@@ -91,6 +91,8 @@ class Compression(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     note: str
     pseudo_sparse: float | None
     seed: int
+    left_out: list[str]
+    """Folders that are none of ranks, such as anti_weight."""
     files: dict[str, File]
     sha256: str = ""
 
@@ -131,6 +133,7 @@ def compress(folder: Path, out: Path, wanted: Wanted, progress: Progress) -> Com
             note=_NOTES[codec],
             pseudo_sparse=wanted.pseudo_sparse,
             seed=wanted.seed,
+            left_out=[path.name for path in sorted(folder.iterdir()) if path.is_dir() and path not in homes],
             files=written,
         )
         found = msgspec.structs.replace(found, sha256=_digest(found))
@@ -210,6 +213,11 @@ def _chosen(folder: Path, wanted: Wanted) -> dict[Path, dict[str, Entry]]:
                 )
         if linears:
             found[path] = linears
+    if not found and guide.is_there(folder):
+        raise InputError(
+            f"{folder}: the dictionaries of the ATB guide; `llmbench weights convert {folder} OUT --to hf` writes"
+            " safetensors, which can be compressed (with --all: dictionaries do not tell W8A8S from W8A8)"
+        )
     if not found:
         raise InputError(
             f"{folder}: nothing to compress: no linear of {' or '.join(wanted.kinds)} in any description of it"
@@ -276,6 +284,8 @@ def _compressed(
     placed: dict[str, Entry] = {}
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch, Path(scratch, "streams").open("wb+") as streams:
         for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+            if entry.dtype not in files.DTYPES:
+                raise InputError(f"{path}: {name}: stored as {entry.dtype}; known: {', '.join(files.DTYPES)}")
             linear = name.removesuffix(".weight")
             if name == linear or linear not in chosen:
                 placed[name] = entry

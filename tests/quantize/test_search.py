@@ -167,6 +167,7 @@ def test_a_search_makes_judges_and_shows_forms_and_goes_on_where_it_was(tmp_path
         (("embedded", "--methods", "m9"), "--methods: unknown methods 'm9'"),
         (("embedded", "--methods", ""), "--methods: give at least one"),
         (("embedded", "--engine", "none"), "unknown engine 'none'"),
+        (("embedded", "--eval", "mmul"), "unknown eval 'mmul'"),
         (("embedded", "--limit", "3"), "--limit and --data are of --eval"),
         (("embedded", "--input", "100000"), "--batch, --input, --output: 100004 tokens in a sequence"),
         (("embedded", "-n", "521"), "no text is left to judge by"),

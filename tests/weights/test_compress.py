@@ -69,6 +69,16 @@ def test_a_folder_comes_back_bit_by_bit(tmp_path: Path) -> None:
     assert content(tmp_path / "back") == content(source)
 
 
+def test_what_is_no_folder_of_ranks_is_left_out_and_told(tmp_path: Path) -> None:
+    source = quantised(tmp_path / "w8a8s")
+    before = content(source)
+    quantised(source / "anti_weight", kind="FLOAT")
+    said = weights("compress", source, "-o", tmp_path / "small", "--codec", "llmbench")
+    assert "left out, as they are no folders of ranks: anti_weight" in said
+    weights("decompress", tmp_path / "small", "-o", tmp_path / "back")
+    assert content(tmp_path / "back") == before
+
+
 def test_the_triple_of_each_matrix_lies_beside_what_was_left_alone(tmp_path: Path) -> None:
     source = quantised(tmp_path / "w8a8s")
     weights("compress", source, "-o", tmp_path / "small", "--codec", "llmbench")
@@ -217,8 +227,16 @@ def test_what_cannot_be_compressed_is_named(tmp_path: Path) -> None:
     assert "no compression.json" in refused("decompress", source, "-o", tmp_path / "never")
     write_file(source / NAME, {f"{name}.weight": Stored("F32", (1,), bytes(4)) for name in LINEARS})
     assert "F32 [1], but its description says W8A8S" in str(error_of(source, Wanted(), tmp_path))
+    more = {f"{name}.weight": int8(shape, 0) for name, shape in LINEARS.items()}
+    write_file(source / NAME, more | {"x": Stored("F64", (1,), bytes(8))})
+    assert "x: stored as F64" in str(error_of(source, Wanted(), tmp_path))
+    write_file(source / NAME, more)
     with (source / NAME).open("ab") as file:
         file.write(b"more")
+    assert "it has bytes that are of no tensor" in str(error_of(source, Wanted(), tmp_path))
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "quant_weight.npy").touch()
+    assert "the dictionaries of the ATB guide" in str(error_of(tmp_path / "guide", Wanted(), tmp_path))
     for flags, what in (
         (("--pseudo-sparse", "1.5"), "--pseudo-sparse: a share from 0 to 1"),
         (("--codec", "zip"), "--codec"),
