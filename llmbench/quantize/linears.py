@@ -105,7 +105,7 @@ def output(linear: Linear, x: Floats) -> Float64:
         y: Float64 = np.asarray(x, np.float64) @ weight.T
         return y if linear.bias_ is None else y + linear.bias_
     xq = rounded(x, linear.input_scale, linear.input_offset)
-    sums = xq.astype(np.float64) @ linear.weight.T.astype(np.float64) + linear.quant_bias
+    sums: Float64 = xq.astype(np.float64) @ linear.weight.T.astype(np.float64) + linear.quant_bias
     return sums * linear.deq_scale.astype(np.float64)
 
 

@@ -52,4 +52,5 @@ def logits(model: Model, ids: list[int], others: Mapping[str, Linear] = {}) -> F
         x = _Replaced(model, layer, turns, others)(x, lambda point, values: None)
     x = forward.rms_norm(x, model.tensor("model.norm.weight"), model.config.rms_norm_eps)
     tied = model.config.tie_embeddings
-    return x @ model.tensor("model.embed_tokens.weight" if tied else "lm_head.weight").T
+    found: Float32 = x @ model.tensor("model.embed_tokens.weight" if tied else "lm_head.weight").T
+    return found
