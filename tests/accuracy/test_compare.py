@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmbench.accuracy import profiles
 from llmbench.accuracy.compare import ATOL, RTOL, Comparison, compare, explain
 from llmbench.errors import InvalidMeasurement
 from llmbench.logits.contest import Header, Row, Writer, manifest_path, read_dump
@@ -368,3 +369,19 @@ def test_every_row_that_differs_is_found(dumped: Dumped) -> None:
     comparison = compared(base, new)
     assert (comparison.num_failed, len(comparison.findings)) == (4, 4)
     assert {finding.file for finding in comparison.findings} == {path.name for path in new.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "base", "new", "profile"),
+    [
+        ("float32", "", "", "fp32"),
+        ("float32", "", "w8a8", "w8"),
+        ("float16", "w8a16", "", "w8"),
+        ("float32", "w8a8", "w8a8+kv8", "w8"),
+        ("float32", "w8a8", "w8a8", "bf16"),  # a last bit more or less makes another number of an int8 activation
+        ("float32", "kv8", "kv8", "bf16"),
+        ("float16", "w8a16", "w8a16", "fp16"),  # the same weights on both sides, and no activation is rounded
+    ],
+)
+def test_without_a_name_the_profile_is_that_of_what_is_rounded(dtype: str, base: str, new: str, profile: str) -> None:
+    assert profiles.for_sides(dtype, base, new) == profile

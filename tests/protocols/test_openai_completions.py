@@ -66,6 +66,12 @@ def test_the_bytes_are_those_of_the_golden_transcript(name: str) -> None:
 # -- the server's half ------------------------------------------------------------------------------------------------
 
 
+def test_the_list_of_models_says_what_of_one_is_of_8_bits() -> None:
+    answer = DIALECT.answer("GET", "/v1/models", b"", Host(quantisation="w8a8+kv8"))
+    assert answer is not None
+    assert json.loads(answer.body)["data"][0]["quantization"] == "w8a8+kv8"
+
+
 def test_the_defaults_are_openais() -> None:
     assert request() == Request(
         prompt="Hi", max_new_tokens=16, sampling=Sampling(temperature=1.0), stream=False, joined=True

@@ -319,6 +319,15 @@ def test_inspect_shows_what_is_quantised(tmp_path: Path) -> None:
     assert json.loads(weights("inspect", "random:tiny", "--json", "--quick"))["quantisation"] is None
 
 
+def test_what_is_of_8_bits_is_said_in_a_word() -> None:
+    config = open_model("random:tiny").config
+    some: dict[str, Kind] = {"model.layers.0.mlp.up_proj": "W8A8", "model.layers.1.mlp.up_proj": "W8A16"}
+    kinds = [msgspec.structs.replace(config, quantised=each) for each in ({}, eight_bits.every_linear(config), some)]
+    assert [each.quantisation for each in kinds] == ["", "w8a8", "w8a16+w8a8"]
+    with_cache = [msgspec.structs.replace(each, kv_cache="int8").quantisation for each in kinds]
+    assert with_cache == ["kv8", "w8a8+kv8", "w8a16+w8a8+kv8"]
+
+
 def test_float_layers_are_those_with_a_linear_that_is_float() -> None:
     kinds = {name: kind for name, kind in eight_bits.every_linear(source().config).items() if name != DOWN}
     assert quantised.float_linears(kinds, 2) == [DOWN]
