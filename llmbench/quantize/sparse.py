@@ -123,7 +123,7 @@ def quantised(weight: Floats, knobs: Knobs, inputs: Float32 | None = None) -> Sp
 def figures(weight: Floats, found: Sparse) -> Figures:
     """How a matrix was changed."""
     return Figures(
-        zeros=1 - np.count_nonzero(found.values) / found.values.size,
+        zeros=1 - int(np.count_nonzero(found.values)) / found.values.size,  # NumPy 2 counts in its own integers
         num_distinct=int(np.count_nonzero(np.bincount(found.values.reshape(-1).view(np.uint8), minlength=256))),
         outliers=found.num_outliers / found.values.size,
         power=found.power,

@@ -298,7 +298,7 @@ def _compressed(
             disabled = any(fnmatch.fnmatchcase(linear, pattern) for pattern in wanted.disabled)
             triple = _triple(weight, linear, wanted, disabled)
             placed |= _put(streams, triple, linear)
-            zeros = 1 - np.count_nonzero(weight) / weight.size
+            zeros = 1 - int(np.count_nonzero(weight)) / weight.size  # NumPy 2 counts in its own integers
             linears[linear] = Linear(
                 shape=(entry.shape[0], entry.shape[1]), zeros=zeros, num_bytes=triple.num_bytes, disabled=disabled
             )
