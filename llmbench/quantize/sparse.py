@@ -168,31 +168,30 @@ def _compensated(weight: Floats, top: Float64, scale: Float32, levels: Float64, 
     gram[np.diag_indices_from(gram)] += DAMPING * gram.trace() / len(gram) + np.finfo(np.float32).tiny
     order = np.argsort(-gram.diagonal(), kind="stable")
     factor = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
-    left = weight[:, order].astype(np.float64)
-    is_outlier = np.abs(weight[:, order]) > top[:, None]
-    values = np.empty(weight.shape, np.int8)
+    left = weight.T[order].astype(np.float64)  # a column of the weight is a row here, so that it lies in one piece
+    is_outlier = np.abs(weight.T[order]) > top
+    values = np.empty(left.shape, np.int8)
     for start in range(0, len(order), _BATCH):
         stop = min(start + _BATCH, len(order))
-        errors = np.empty((len(weight), stop - start))
+        errors = np.empty((stop - start, len(weight)))
         for j in range(start, stop):
-            own = slice(j, j + 1)
-            values[:, own] = _rounded(left[:, own], is_outlier[:, own], scale, levels)
-            errors[:, j - start] = (left[:, j] - values[:, j] * scale.astype(np.float64)) / factor[j, j]
-            left[:, j + 1 : stop] -= errors[:, j - start, None] * factor[j, j + 1 : stop]
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
-    found = np.empty_like(values)
-    found[:, order] = values
+            values[j] = _rounded(left[j], is_outlier[j], scale, levels)
+            errors[j - start] = (left[j] - values[j] * scale.astype(np.float64)) / factor[j, j]
+            left[j + 1 : stop] -= factor[j, j + 1 : stop, None] * errors[j - start]
+        left[stop:] -= factor[start:stop, stop:].T @ errors
+    found = np.empty_like(weight, np.int8)
+    found[:, order] = values.T
     return found
 
 
 def _placed(weight: Floats, top: Float64, scale: Float32, levels: Float64) -> Int8:
     """Some rows as int8 [m, in]."""
-    return _rounded(weight, np.abs(weight) > top[:, None], scale, levels)
+    return _rounded(weight, np.abs(weight) > top[:, None], scale[:, None], levels)
 
 
 def _rounded(weight: Floats, is_outlier: Bools, scale: Float32, levels: Float64) -> Int8:
-    """int8 [m, k]: outliers of 8 bits, the others the nearest of the levels."""
-    units = np.abs(weight) / scale[:, None]
+    """int8: outliers of 8 bits, the others the nearest of the levels."""
+    units = np.abs(weight) / scale
     places = np.zeros(weight.shape, np.uint8)
     for middle in (levels[1:] + levels[:-1]) / 2:
         places += units > middle
