@@ -33,7 +33,8 @@ def on_a_grid(weight: npt.NDArray[np.float32]) -> Int8:
     """As W8A8S is: 15 values, and a few others."""
     units = weight / np.maximum(weight.std(axis=1, keepdims=True), 0.1) * 32
     grid = 11 * np.clip(np.rint(units / 11), -7, 7)
-    return np.clip(np.where(np.abs(units) > 85, np.rint(units), grid), -127, 127).astype(np.int8)
+    values: Int8 = np.clip(np.where(np.abs(units) > 85, np.rint(units), grid), -127, 127).astype(np.int8)
+    return values
 
 
 @pytest.mark.parametrize("shape", SHAPES)
