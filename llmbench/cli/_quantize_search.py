@@ -191,7 +191,7 @@ class _Search:
             try:
                 self._try(journal, budget, deadline_s)
             except KeyboardInterrupt:
-                self._say(f"interrupted; go on with: llmbench quantize search {self._settings.model} --resume {folder}")
+                self._say(f"interrupted; go on with: llmbench quantize search --resume {folder}")
                 raise
         shutil.rmtree(folder / _WORK, ignore_errors=True)
 
