@@ -3,12 +3,14 @@
 import csv
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 from typer.testing import CliRunner
 
+from llmbench.accuracy import heldout
 from llmbench.cli import app
 from llmbench.errors import InputError
 from llmbench.metrics.front import Scored, beats, front
@@ -17,6 +19,7 @@ from llmbench.quantize.choose import Choice
 from llmbench.quantize.samples import Samples
 from llmbench.quantize.search import Outcome, Space, Trial
 from llmbench.quantize.sparse import Knobs
+from llmbench.weights.model import open_model
 
 SPACE = Space(kinds=("W8A8", "W8A8S"), methods=("none", "m1"), num_layers=4)
 SMALL = (
@@ -151,6 +154,9 @@ def test_a_search_makes_judges_and_shows_forms_and_goes_on_where_it_was(tmp_path
     assert page.count('class="dots') == 6
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert not (folder / "work").exists()
+    assert distance_of_what_it_makes(w8a8["command"], head["held_out"], tmp_path) == pytest.approx(
+        w8a8["kld"], rel=1e-3
+    )
     with (folder / "trials.jsonl").open("a") as file:
         file.write('{"torn')
     quantize("search", "--resume", folder, "--budget", "3", "--quiet")
@@ -158,6 +164,14 @@ def test_a_search_makes_judges_and_shows_forms_and_goes_on_where_it_was(tmp_path
     assert again[:4] == lines
     assert len(again) == 5
     assert "W8A8 m1 L1" in again[4]
+
+
+def distance_of_what_it_makes(command: str, texts: list[list[int]], tmp_path: Path) -> float:
+    """The mean KLD of the form that a command makes."""
+    out = str(tmp_path / "again")
+    quantize(*(out if word == "OUT" else word for word in shlex.split(command)[2:]))
+    heldout.keep(open_model("embedded"), "numpy_llama", texts, tmp_path / "base", None, lambda *_: None)
+    return heldout.distance(open_model(out), "numpy_llama", texts, tmp_path / "base", None, lambda *_: None).kld
 
 
 @pytest.mark.parametrize(
