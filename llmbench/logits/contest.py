@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import msgspec
@@ -175,7 +176,7 @@ def read_row(path: Path) -> Float32:
                 raise ValueError("it is not in the .npy format")
             file.seek(0)
             values: npt.NDArray[np.generic] = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError, SyntaxError, TokenError) as error:  # the last two: a damaged header
         raise InputError(f"{path.name}: cannot be read as an array ({_reason(error)})") from error
     if values.ndim not in (2, 3) or values.size != values.shape[-1] or values.size == 0:
         raise InputError(f"{path.name}: expected shape (1, V) or (1, 1, V), found {values.shape}")

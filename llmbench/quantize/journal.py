@@ -7,6 +7,7 @@ from that layer on exactly what would have been computed without the kill.
 import os
 import shutil
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import msgspec
@@ -69,7 +70,7 @@ class Journal:
         path = self.folder / f"hidden-{len(self.records) - 1:03d}.npy"
         try:
             found: Float32 = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SyntaxError, TokenError) as error:  # the last two: a damaged header
             raise InputError(f"{path}: cannot read it ({error}); --restart begins the calibration anew") from error
         return found
 

@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import re
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import IO, Any
 
@@ -92,6 +93,8 @@ def read(path: Path) -> dict[str, Array]:
         raise InputError(f"{path}: cannot read ({error.strerror})") from error
     except Broken as error:
         raise InputError(f"{path}: not read: {error}") from error
+    except (SyntaxError, TokenError) as error:  # what NumPy raises besides ValueError for a damaged header
+        raise InputError(f"{path}: not an .npy file, or damaged") from error
     # what a damaged pickle leads to: it ends too early, has an empty stack, a key that is none
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: not a dictionary of arrays as np.save writes it, or damaged") from error

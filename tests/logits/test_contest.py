@@ -280,6 +280,18 @@ def test_an_archive_of_arrays_is_refused(tmp_path: Path) -> None:
         read_row(path)
 
 
+def test_a_header_that_is_damaged_anywhere_is_refused_or_read(tmp_path: Path) -> None:
+    path = saved(tmp_path, ROW.reshape(1, -1))
+    data = path.read_bytes()
+    for place in range(8, 128):
+        for byte in b'("\n[':
+            path.write_bytes(data[:place] + bytes([byte]) + data[place + 1 :])
+            try:
+                read_row(path)
+            except InputError as error:
+                assert path.name in str(error)  # noqa: PT017
+
+
 def test_every_cut_of_a_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, ROW.reshape(1, -1))
     data = path.read_bytes()

@@ -102,6 +102,16 @@ def test_what_was_broken_off_goes_on_bit_by_bit(tmp_path: Path, after: int) -> N
     )
 
 
+def test_a_damaged_state_is_not_gone_on_with(tmp_path: Path) -> None:
+    source, found = opened(write(tmp_path / "model", LLAMA)), drawn(tmp_path / "model")
+    with pytest.raises(Killed):
+        calibrate.calibrate(source, found, Settings(), tmp_path / "work", killing(15))
+    path = tmp_path / "work" / "hidden-000.npy"
+    path.write_bytes(path.read_bytes().replace(b"'fortran", b"(fortran"))
+    with pytest.raises(InputError, match=r"hidden-000.npy: cannot read it .*--restart begins the calibration anew"):
+        calibrate.calibrate(source, found, Settings(), tmp_path / "work", lambda *_: None)
+
+
 @pytest.mark.parametrize("what", ["samples", "settings", "model"])
 def test_what_was_broken_off_is_not_gone_on_with_otherwise(tmp_path: Path, what: str) -> None:
     write(tmp_path / "model", LLAMA)

@@ -167,6 +167,18 @@ def test_a_damaged_file_is_refused_or_read_as_arrays(data: st.DataObject) -> Non
             assert "x.npy" in str(error)  # noqa: PT017
 
 
+def test_a_header_that_is_damaged_anywhere_is_refused_or_read(tmp_path: Path) -> None:
+    path = pickled(tmp_path / "x.npy", {"a": np.arange(3)})
+    content = path.read_bytes()
+    for place in range(8, 128):
+        for byte in b'("\n[':
+            path.write_bytes(content[:place] + bytes([byte]) + content[place + 1 :])
+            try:
+                dictionaries.read(path)
+            except InputError as error:
+                assert "x.npy" in str(error)  # noqa: PT017
+
+
 def test_an_opcode_that_no_array_needs_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     path.write_bytes(header() + b"\x80\x04(cos\nsystem\nX\x02\x00\x00\x00lso.")  # OBJ
