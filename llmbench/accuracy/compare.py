@@ -35,8 +35,8 @@ _POSITIONS = ((0, 0), (1, 3), (4, 15), (16, 63), (64, 255), (256, 1023), (1024, 
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of a comparison. `profile` None takes that of the base's precision, `w8` where only one side is
-    quantised, or the contest's for its files.
+    """What is asked of a comparison. `profile` None takes that of the base's precision, `w8` or `w4` where only one
+    side is quantised, or the contest's for its files.
 
     Up to `allow_missing` rows may have no counterpart. `allow_copy`: the new rows may be the base itself. `ulp` also
     takes every value's distance in representable numbers. `load_batch` is the mean batch of the load that the rows are

@@ -174,5 +174,10 @@ def for_dtype(dtype: str, quantisation: str = "") -> str:
 
 
 def for_sides(dtype: str, base: str, new: str) -> str:
-    """The same for a base that computes in `dtype` and another side, by what of their models is of 8 bits."""
-    return for_dtype(dtype, base) if base == new else "w8"
+    """The same for a base that computes in `dtype` and another side, by what of their models is of 8 bits.
+
+    Sparse weights of W8A8S lie on a grid of 4 bits.
+    """
+    if base == new:
+        return for_dtype(dtype, base)
+    return "w4" if any("w8a8s" in side for side in (base, new)) else "w8"

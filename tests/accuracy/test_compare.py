@@ -378,6 +378,7 @@ def test_every_row_that_differs_is_found(dumped: Dumped) -> None:
         ("float32", "", "w8a8", "w8"),
         ("float16", "w8a16", "", "w8"),
         ("float32", "w8a8", "w8a8+kv8", "w8"),
+        ("float32", "", "w8a8s", "w4"),
         ("float32", "w8a8", "w8a8", "bf16"),  # a last bit more or less makes another number of an int8 activation
         ("float32", "kv8", "kv8", "bf16"),
         ("float16", "w8a16", "w8a16", "fp16"),  # the same weights on both sides, and no activation is rounded
