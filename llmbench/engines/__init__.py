@@ -113,7 +113,7 @@ class Engine(Protocol):
 
     name: str
     dtype: str
-    """What the logits are computed in, such as "float32"."""
+    """What the logits are computed in, such as "float32"; what of the model is of 8 bits, its config says."""
     compiled_s: float
     """Seconds that the first runs of compiled graphs have taken so far; 0 for an engine that compiles nothing."""
 
