@@ -21,7 +21,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What answers, and how."""
 
     model: str
-    engine: str
+    engine: str | None
     model_cfg_path: str | None
     tokenizer: str | None
     threads: int | None
@@ -134,7 +134,7 @@ def main(texts: Sequence[str], settings: Settings, show: Show) -> None:
                     out.write(msgspec.json.encode(line) + b"\n")
         told = Told(
             model=settings.model,
-            engine=settings.engine,
+            engine=llm.engine,
             loaded_s=loaded_s,
             compiled_s=llm.speed.compiled_s,
             speed=llm.speed,

@@ -43,7 +43,7 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     """What is launched."""
 
     model: str
-    engine: str
+    engine: str | None
     tokenizer: Path | None
     step_time_s: float
 

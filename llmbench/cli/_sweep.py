@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pairs: bool
     repeats: int | None
     model: str
-    engine: str
+    engine: str | None
     model_cfg_path: str | None
     tokenizer: str | None
     threads: int | None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmbench.cli.serve import MODEL_HELP
+from llmbench.cli.serve import ENGINE_HELP, MODEL_HELP
 
 
 def generate(  # the names are those of `_generate.Settings`
@@ -18,9 +18,7 @@ def generate(  # the names are those of `_generate.Settings`
     ] = None,
     field: Annotated[str, typer.Option(help="Which field of a .jsonl file is the prompt.")] = "prompt",
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "embedded",
-    engine: Annotated[
-        str, typer.Option(help="What computes: numpy_llama, mindspore_llama, mindformers, stub.")
-    ] = "numpy_llama",
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     model_cfg_path: Annotated[
         str | None, typer.Option(help="Predict YAML of MindFormers, for --engine mindformers.")
     ] = None,

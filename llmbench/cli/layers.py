@@ -11,7 +11,7 @@ def layers(
     num_requests: Annotated[int, typer.Option("-n", "--num-requests", min=1, help="Requests at each level.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 128,
     model: Annotated[str, typer.Option(help="Model of the full stack.")] = "embedded",
-    engine: Annotated[str, typer.Option(help="Engine of the full stack.")] = "numpy_llama",
+    engine: Annotated[str | None, typer.Option(help="Engine of the full stack.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.model, for models that bring none.")] = None,
     step_time: Annotated[float, typer.Option(min=0.0, help="Seconds that a stub's step takes.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

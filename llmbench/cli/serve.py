@@ -5,12 +5,16 @@ from pathlib import Path
 import typer
 
 MODEL_HELP = "embedded, random:PRESET[,layers=N] (tiny, 110m, llama2-7b, llama2-13b, qwen2-7b), or a folder."
+ENGINE_HELP = (
+    "What computes: numba_llama, numpy_llama, mindspore_llama, mindformers, stub. Default: the first of these that is"
+    " installed and quick on this processor."
+)
 
 
 def serve(
     config: Path | None = typer.Argument(None, help="Settings: a YAML of ours or of llm-serving. Flags win."),
     model: str | None = typer.Option(None, help=MODEL_HELP),
-    engine: str | None = typer.Option(None, help="What computes: numpy_llama, mindspore_llama, mindformers, stub."),
+    engine: str | None = typer.Option(None, help=ENGINE_HELP),
     model_cfg_path: str | None = typer.Option(None, help="Predict YAML of MindFormers, for --engine mindformers."),
     tokenizer: str | None = typer.Option(None, help="A tokenizer.model, for models that bring none."),
     host: str | None = typer.Option(None, help="Where to listen; the default is this machine only."),

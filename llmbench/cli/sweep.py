@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from llmbench.cli._typed import typed
-from llmbench.cli.serve import MODEL_HELP
+from llmbench.cli.serve import ENGINE_HELP, MODEL_HELP
 
 app = typer.Typer(
     help="Time batch x input length x output length, as the ATB speed test does and step by step: an engine in this "
@@ -36,9 +36,7 @@ def sweep(  # the names are those of `_sweep.Settings`
         int | None, typer.Option(min=1, help="Times of each case; the middle one counts.  [default: 1, --max-batch: 3]")
     ] = None,
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "embedded",
-    engine: Annotated[
-        str, typer.Option(help="What computes: numpy_llama, mindspore_llama, mindformers, stub.")
-    ] = "numpy_llama",
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     model_cfg_path: Annotated[
         str | None, typer.Option(help="Predict YAML of MindFormers, for --engine mindformers.")
     ] = None,

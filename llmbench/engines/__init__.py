@@ -171,36 +171,42 @@ class Group(Protocol):
         ...
 
 
-def choose(num_ranks: int = 1) -> str:
-    """The engine of those who name none: numba_llama where it is installed and quick, else numpy_llama.
+def choose(num_ranks: int = 1, dtype: str | None = None, kv_cache: str | None = None) -> str:
+    """The engine of those who name none: numba_llama where it can be had and is quick, else numpy_llama.
 
     The log says which, and why.
     """
-    name, reason = _choice(num_ranks)
-    _log.info("engine %s: %s", name, reason)
+    missing = _why_not_numba(num_ranks, dtype, kv_cache)
+    name = "numpy_llama" if missing else "numba_llama"
+    _log.info("engine %s: %s", name, missing or "numba is installed, and this processor has the instructions for it")
     return name
 
 
-def _choice(num_ranks: int) -> tuple[str, str]:
+def _why_not_numba(num_ranks: int, dtype: str | None, kv_cache: str | None) -> str:
+    """What is in the way of numba_llama, "" for nothing."""
     if num_ranks > 1:
-        return "numpy_llama", f"of {num_ranks} ranks, and numba_llama runs on one"
+        return f"of {num_ranks} ranks, and numba_llama runs on one"
+    if dtype not in (None, "float32"):
+        return f"numba_llama has no {dtype}"
+    if kv_cache is not None:
+        return f"numba_llama has no {kv_cache} cache"
     if importlib.util.find_spec("numba") is None:
-        return "numpy_llama", "numba is not installed; pip install 'llmbench[fast]'"
+        return "numba is not installed; pip install 'llmbench[fast]'"
     try:
         found = importlib.import_module("llmbench.engines._numba_isa").ISA
-    except ImportError as error:  # as for a NumPy that numba does not know yet
-        return "numpy_llama", f"numba cannot be imported: {error}"
-    if not found.quick:
-        return "numpy_llama", f"numba_llama would have to do with the instructions {found.name!r} on this processor"
-    return "numba_llama", f"numba is installed, with {found.name} instructions"
+    except ImportError as error:  # as for a NumPy that this numba does not know yet
+        return f"numba cannot be imported: {error}"
+    return "" if found.quick else f"numba_llama is not quick with the instructions {found.name!r}, all there are here"
 
 
-def get(name: str, model: Model, settings: EngineSettings, group: Group | None = None) -> Engine:
-    """An engine by name, its weights loaded; with a group, the part that this rank holds.
+def get(name: str | None, model: Model, settings: EngineSettings, group: Group | None = None) -> Engine:
+    """An engine by name, its weights loaded; with a group, the part that this rank holds. None chooses one.
 
     Raises InputError for an unknown engine, one that cannot run here, not on several ranks, or not in the dtype that
     the settings ask for; NotInstalled, which is one too, when it needs a library that is not there.
     """
+    if name is None:
+        name = choose(1 if group is None else group.size, settings.dtype, model.config.kv_cache)
     module = plugins.load("engines", name)
     if group is not None and not hasattr(module, "sharded"):
         raise InputError(f"engine {name}: it runs on one rank only, {group.size} were asked for")

@@ -75,7 +75,7 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """
 
     model: str
-    engine: str
+    engine: str | None
     settings: EngineSettings
     capture: Capture | None = None
     hollow: bool = False

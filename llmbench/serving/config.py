@@ -58,7 +58,8 @@ class Http(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The bundled stack.
 
-    `model` is `embedded`, `random:PRESET` or a folder; `tokenizer` is used by models that bring none; `pad_id` inside
+    `model` is `embedded`, `random:PRESET` or a folder; `engine` None takes numba_llama where it is installed and quick,
+    else numpy_llama; `tokenizer` is used by models that bring none; `pad_id` inside
     a prompt is refused, as the contest's stack did; `eos_ids` None takes the model's; `model_dtype` is what the info
     routes say, None for the engine's; `threads` of the engine, None for all cores. `ranks` agents hold the model
     together, each a part of it, and share the threads; `agent_ports` are for the first of them, 0 or none
@@ -69,7 +70,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     model: str = "embedded"
-    engine: str = "numpy_llama"
+    engine: str | None = None
     model_cfg_path: str | None = None
     tokenizer: str | None = None
     model_name: str | None = None

@@ -120,8 +120,8 @@ class LLM:
         self.eos_ids = frozenset(opened.config.eos_ids)
         self._limits = Limits(max_batch=batch_size, max_tokens_per_step=max(512, batch_size))
         settings = EngineSettings(max_batch=batch_size, threads=threads, model_cfg_path=model_cfg_path)
-        self._engine = engines.get(engine or "numpy_llama", opened, settings)
-        self.dtype = self._engine.dtype
+        self._engine = engines.get(engine, opened, settings)
+        self.engine, self.dtype = self._engine.name, self._engine.dtype
         self.quantisation = opened.config.quantisation
         capacity = self._engine.capacity()
         self._scheduler = Scheduler(

@@ -25,7 +25,7 @@ class EngineBench:
     """Runs cases on an engine; `tokens_per_step` new tokens of prompts at most go into one step."""
 
     def __init__(
-        self, model: Model, engine: str, settings: EngineSettings, *, tokens_per_step: int = 512, seed: int = 0
+        self, model: Model, engine: str | None, settings: EngineSettings, *, tokens_per_step: int = 512, seed: int = 0
     ) -> None:
         """Raises InputError when the engine cannot run this model here."""
         self._engine = engines.get(engine, model, settings)
