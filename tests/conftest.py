@@ -1,6 +1,7 @@
 """What tests of several rooms share: the settings of hypothesis, and servers as real processes."""
 
 import importlib.util
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from types import TracebackType
 import psutil
 import pytest
 from hypothesis import settings
+
+# quick to start, and the same numbers with and without numba; what is about another engine names it
+os.environ["LLMBENCH_ENGINE"] = "numpy_llama"
 
 # the same examples on every run; a busy machine is not a failure
 settings.register_profile("llmbench", derandomize=True, deadline=None)

@@ -9,6 +9,7 @@ the scheduler, not the engine, decides which blocks are whose.
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -43,6 +44,8 @@ _EXTRAS = {
     "numba": "fast",
     "llvmlite": "fast",
 }  # library -> our extra
+
+VARIABLE = "LLMBENCH_ENGINE"
 
 _log = logging.getLogger(__name__)
 
@@ -174,8 +177,10 @@ class Group(Protocol):
 def choose(num_ranks: int = 1, dtype: str | None = None, kv_cache: str | None = None) -> str:
     """The engine of those who name none: numba_llama where it can be had and is quick, else numpy_llama.
 
-    The log says which, and why.
+    The log says which, and why. The environment may name another one.
     """
+    if asked := os.environ.get(VARIABLE):
+        return asked
     missing = _why_not_numba(num_ranks, dtype, kv_cache)
     name = "numpy_llama" if missing else "numba_llama"
     _log.info("engine %s: %s", name, missing or "numba is installed, and this processor has the instructions for it")
