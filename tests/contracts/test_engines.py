@@ -68,7 +68,7 @@ def engine(request: pytest.FixtureRequest, models: dict[str, Model]) -> Iterator
     except NotInstalled as error:
         pytest.skip(str(error))
     except InputError as error:
-        if "int8 cache" not in str(error):
+        if numbers == "float" or " has no " not in str(error):  # an int8 cache, norms with biases
             raise
         pytest.skip(str(error))
     yield made
