@@ -88,8 +88,9 @@ def try_w8a8(form: DeqForm, dtype: str) -> None:
         deq_scale=2.0 ** -rng.integers(12, 15, 32).astype(np.float32),
     )
     steps = rng.integers(-128, 128, (4, 64))
+    x = (steps - linear.input_offset).astype(np.float64) * linear.input_scale
     expected = (steps @ linear.weight.T.astype(np.int64) + linear.quant_bias) * linear.deq_scale
-    _compare(Int8Product([linear], form, dtype), (steps - linear.input_offset) * linear.input_scale, dtype, expected)
+    _compare(Int8Product([linear], form, dtype), x, dtype, expected)
 
 
 def try_w8a16(dtype: str) -> None:

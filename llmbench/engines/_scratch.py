@@ -17,7 +17,7 @@ class Scratch:
         self._arrays: dict[str, Array] = {}
         self._views: dict[str, Array] = {}
 
-    def get(self, name: str, *shape: int, dtype: npt.DTypeLike = None) -> Array:
+    def get(self, name: str, *shape: int, dtype: npt.DTypeLike | None = None) -> Array:
         """An array of this shape, its values undefined; the one got before under this name is no longer valid.
 
         It is of this scratch's dtype, or of the one that is always given with its name.
@@ -27,7 +27,7 @@ class Scratch:
             view = self._views[name] = self._cut(name, shape, dtype)
         return view
 
-    def _cut(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    def _cut(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike | None) -> Array:
         size = math.prod(shape)
         flat = self._arrays.get(name)
         if flat is None or flat.size < size:

@@ -23,6 +23,7 @@ from llmbench.errors import InputError
 from llmbench.weights.model import Model
 
 Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
 Intp = npt.NDArray[np.intp]
 
 DTYPES = ("float32",)
@@ -131,7 +132,7 @@ class NumbaLlama:
             picked=step.logit_rows(batch).astype(np.int64, copy=False),
         )
 
-    def _items(self, query_lens: Intp, context_lens: Intp, starts: Intp) -> npt.NDArray[np.void]:
+    def _items(self, query_lens: Int32, context_lens: Int32, starts: Intp) -> npt.NDArray[np.void]:
         """ITEM: of a decoded token the heads that share keys and values, of a prompt some tokens and one head."""
         kv_heads = self._config.num_kv_heads
         group = self._config.num_heads // kv_heads

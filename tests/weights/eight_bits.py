@@ -78,13 +78,13 @@ def every_linear(config: ModelConfig, kind: Kind = "W8A8") -> dict[str, Kind]:
 
 def kv_scales(config: ModelConfig) -> dict[int, KVScales]:
     """Scales of all layers, each channel with another."""
-    channels = np.arange(config.num_kv_heads * config.head_dim, dtype=np.float32)
+    channels = np.arange(config.num_kv_heads * config.head_dim)
     return {
         layer: KVScales(
-            key_scale=0.05 + channels / 1000 + layer,
-            key_offset=np.rint(channels % 7 - 3),
-            value_scale=0.04 + channels / 2000,
-            value_offset=np.rint(channels % 5 - 2),
+            key_scale=(0.05 + channels / 1000 + layer).astype(np.float32),
+            key_offset=(channels % 7 - 3).astype(np.float32),
+            value_scale=(0.04 + channels / 2000).astype(np.float32),
+            value_offset=(channels % 5 - 2).astype(np.float32),
         )
         for layer in range(config.num_layers)
     }

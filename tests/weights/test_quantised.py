@@ -62,7 +62,7 @@ def test_dequantised_weights_and_bias_give_what_the_integers_give(seed: int, low
     rng = np.random.default_rng(seed)
     weight, bias = rng.normal(size=(6, 20)), rng.normal(size=6)
     linear = eight_bits.w8a8(weight, bias, low, high)
-    x = (rng.integers(-128, 128, (5, 20)) - linear.input_offset) * linear.input_scale
+    x = (rng.integers(-128, 128, (5, 20)) - linear.input_offset).astype(np.float64) * linear.input_scale
     expected = eight_bits.output(linear, x)
     found = x @ linear.dequantised().astype(np.float64).T + linear.bias().astype(np.float64)
     np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * (1 + np.abs(x) @ np.abs(weight).T).max())
