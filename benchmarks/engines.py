@@ -125,7 +125,7 @@ def main() -> None:
         connection.send(None)
 
 
-def ours(name: str, model: Model, num_threads: int, clock: Clock) -> Generate:
+def ours(name: str, model: Model, num_threads: int | None, clock: Clock) -> Generate:
     """One of our engines, driven as a scheduler would."""
     settings = engines.EngineSettings(num_blocks=64 * 8, threads=num_threads)
     engine = engines.get(name, model, settings)

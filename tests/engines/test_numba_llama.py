@@ -156,7 +156,7 @@ MIXED_FLOAT_CACHE = "mixed, norms with biases"
 def test_logits_of_quantised_models_are_those_of_the_formulas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    """A difference in the last bit of an activation may make it another int8 number, seldom; the others are the same."""
+    """Seldom the last bit of an activation makes it another int8 number; the other rows are the same."""
     monkeypatch.setitem(test_int8.CASES, MIXED_FLOAT_CACHE, (LLAMA, test_int8.MIXED, True, False))
     model = test_int8.made(tmp_path, case)
     ids = random_ids(model, *range(1, 61))
