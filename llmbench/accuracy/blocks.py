@@ -124,9 +124,9 @@ class Work:
         n = len(block)
         z, y = room.base[:n], room.new[:n]
         base, new = self._sides
-        known = None
+        known, widen = None, None
         if isinstance(base, StoreSide) and isinstance(new, StoreSide):
-            equal = base.store.read_pair(new.store, theirs, ours, z, y, room.bits)
+            equal, widen = base.store.read_pair(new.store, theirs, ours, z, y, room.bits)
             known = measure.Known(base.statistics(theirs), new.statistics(ours), equal)
         else:
             problems = [(base, theirs, p) for p in base.read(theirs, z, room.bits[0])]
@@ -141,7 +141,7 @@ class Work:
                     message=problem.message,
                 )
                 self.findings.setdefault(int(block[problem.at]), []).append(finding)
-        measure.measure(z, y, tokens, room, out, known)
+        measure.measure(z, y, tokens, room, out, known, widen)
         differ = ~out["equal"]
         if self._ulp and differ.any():
             out["ulp"][differ] = measure.units(z[differ], y[differ], self._dtype).max(axis=1)

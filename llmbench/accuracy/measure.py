@@ -6,7 +6,6 @@ float64. Few rows are worked on at a time, so that they stay in a core's second 
 from the third, each step takes twice as long. Formulas: accuracy-methods, section 2.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from llmbench.errors import InputError
 from llmbench.logits import digest
+from llmbench.logits.store import Widen
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -51,9 +51,8 @@ FIGURES = np.dtype(
 )
 
 _SMALL = 0.1  # below it, exp(u) - 1 - u is taken from its series
-_SERIES_ERROR = 1e-4  # of the first term that is left out, relative to the first of all
+_SERIES_ERROR = 1e-4  # of what is left out, relative to the first term
 _MOST_TERMS = 4  # powers of u: what the error above wants at _SMALL
-_FACTORS = np.array([1 / math.factorial(k) for k in range(2, _MOST_TERMS + 1)])
 _LARGE = 60.0  # above it, exp in float32 comes near its end
 _LOWEST = -20.0  # below it as the largest, the others come near its other end
 _TILE_VALUES = 1 << 17  # a few arrays of this size fit into a second cache of 1 MB
@@ -95,13 +94,15 @@ class Scratch:
 class _Rows(NamedTuple):
     """Rows of a block: z and y, and what the passes over them need or find.
 
-    `scale` is what z is lessened by in the exponent, `shift` the difference at the base's largest logit. `up` is the
-    largest difference and `highest` its id, `down` and `lowest` those of the smallest, with its sign turned.
-    `by_series` says whether `products` are with powers of u, or with u and exp u.
+    `top` is the id of the base's largest logit, `scale` what z is lessened by in the exponent, `shift` the difference
+    at `top`. `up` is the largest difference and `highest` its id, `down` and `lowest` those of the smallest, with its
+    sign turned. `by_series` says whether `products` are with powers of u, or with u and exp u; `factors` are those of
+    the powers.
     """
 
     z: Float32
     y: Float32
+    top: Int64
     scale: Float32
     shift: Float32
     highest: Int64
@@ -109,6 +110,7 @@ class _Rows(NamedTuple):
     up: Float32
     down: Float32
     by_series: Bools
+    factors: Float64
     products: Float32
     square: Float32
     mixed: Float32
@@ -119,21 +121,35 @@ class _Rows(NamedTuple):
 
 
 def measure(
-    base: Float32, new: Float32, tokens: Int64, room: Scratch, out: Figures, known: Known | None = None
+    base: Float32,
+    new: Float32,
+    tokens: Int64,
+    room: Scratch,
+    out: Figures,
+    known: Known | None = None,
+    widen: Widen | None = None,
 ) -> None:
     """Fill `out` FIGURES [n] for rows z and y, float32 [n, V]; `tokens` [n] are what the base chose, -1 its largest.
 
-    `base` and `new` are left as they are; of a row that is known to equal its base, `new` is not looked at.
+    `base` and `new` are left as they are; of a row that is known to equal its base, `new` is not looked at. With
+    `known`, rows may still have to get their values from `widen`, tile by tile.
     """
     with np.errstate(all="ignore"):
         known = known or _looked_at(base, new, room)
-        if not known.equal.all():
-            _measure(base, new, tokens, room, out, known)
+        widen = widen or _nothing
+        if known.equal.all():
+            widen(slice(None))
+        else:
+            _measure(base, new, tokens, room, out, known, widen)
             out["equal"], out["ulp"], out["whole"] = False, -1, True
     if known.equal.any():
         _settle_equal(base, out, known)
     for i in np.flatnonzero(~out["finite"]).tolist():
         _not_finite(base[i], base[i] if known.equal[i] else new[i], out[i : i + 1])
+
+
+def _nothing(rows: slice) -> None:
+    """The values are there."""
 
 
 def _looked_at(base: Float32, new: Float32, room: Scratch) -> Known:
@@ -159,28 +175,32 @@ def _settle_equal(rows: Float32, out: Figures, known: Known) -> None:
     out[equal] = found
 
 
-def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures, known: Known) -> None:
+def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures, known: Known, widen: Widen) -> None:
     """The figures of all rows but those that are equal, of which nothing is said."""
     n, vocab_size = z.shape
     each, top = np.arange(n), known.base["top_id"].astype(np.int64)
-    peak = z[each, top]
+    peak = known.base["top"]
     rows = _Rows(
         z=z,
         y=y,
+        top=top,
         scale=np.where((peak > _LOWEST) & (peak < _LARGE), np.float32(0), peak),  # those are within float32 as they are
-        shift=y[each, top] - peak,
+        shift=np.zeros(n, np.float32),
         highest=np.zeros(n, np.int64),
         lowest=np.zeros(n, np.int64),
         up=np.zeros(n, np.float32),
         down=np.zeros(n, np.float32),
         by_series=np.zeros(n, np.bool_),
+        factors=np.zeros((n, _MOST_TERMS - 1)),
         products=room.products[:n],
         square=room.square[:n],
         mixed=room.mixed[:n],
     )
     for start in range(0, n, room.tile):
-        if not known.equal[start : start + room.tile].all():
-            _pass(rows.some(slice(start, start + room.tile)), room)
+        tile = slice(start, start + room.tile)
+        widen(tile)
+        if not known.equal[tile].all():
+            _pass(rows.some(tile), room)
     _largest(rows, out)
     mean = known.base["mean"]
     zz = (known.base["variance"] + mean**2) * vocab_size
@@ -207,6 +227,7 @@ def _pass(rows: _Rows, room: Scratch) -> None:
     d = np.subtract(rows.y, rows.z, out=powers[0])
     rows.highest[:], rows.lowest[:] = d.argmax(axis=1), d.argmin(axis=1)
     each = np.arange(n)
+    rows.shift[:] = d[each, rows.top]
     rows.up[:], rows.down[:] = d[each, rows.highest], -d[each, rows.lowest]
     digest.multiply(d, d, rows.square)
     digest.multiply(d, rows.z, rows.mixed)
@@ -229,7 +250,9 @@ def _weigh(rows: _Rows, powers: list[Float32], w: Float32, largest: float) -> No
     u = np.subtract(powers[0], rows.shift[:, None], out=powers[0])
     rows.by_series[:] = largest <= _SMALL
     if largest <= _SMALL:
-        num_terms = _num_terms(largest)
+        factors = _factors(largest)
+        num_terms = 1 + len(factors)
+        rows.factors[:, : len(factors)] = factors
         for k in range(1, num_terms):
             np.multiply(powers[k - 1], u, out=powers[k])
     else:
@@ -240,12 +263,19 @@ def _weigh(rows: _Rows, powers: list[Float32], w: Float32, largest: float) -> No
     rows.products[:, num_terms:] = 0.0
 
 
-def _num_terms(largest: float) -> int:
-    """How many powers of u, of which |u| is `largest` at most, leave less than the allowed error."""
-    k = 3
-    while 2 * largest ** (k - 1) / math.factorial(k + 1) > _SERIES_ERROR:
-        k += 1
-    return k
+def _factors(largest: float) -> tuple[float, ...]:
+    """Of u^2, u^3, ... in exp(u) - 1 - u, of as few as leave less than the allowed error where |u| <= `largest`.
+
+    Those of its series; but in the place of a term in u^4 that is left out, half of the largest u^2 may stand for u^2:
+    (Chebyshev) no other number is nearer to all of them.
+    """
+    if largest / 3 <= _SERIES_ERROR:
+        return (1 / 2,)
+    if largest**2 / 12 <= _SERIES_ERROR:
+        return 1 / 2, 1 / 6
+    if largest**2 / 24 <= _SERIES_ERROR:
+        return 1 / 2 + largest**2 / 48, 1 / 6
+    return 1 / 2, 1 / 6, 1 / 24  # the next is 2e-5 of the first at _SMALL
 
 
 def _largest(rows: _Rows, out: Figures) -> None:
@@ -290,7 +320,7 @@ def _divergence(rows: _Rows, sum_w: Float64, out: Figures) -> Float64:
     """
     products = digest.added(rows.products) / sum_w[:, None]
     b = products[:, 0]
-    a = np.where(rows.by_series, products[:, 1:] @ _FACTORS, products[:, 1] - 1 - b)
+    a = np.where(rows.by_series, (products[:, 1:] * rows.factors).sum(axis=1), products[:, 1] - 1 - b)
     span = np.maximum(rows.up - rows.shift, rows.down + rows.shift)
     for i in np.flatnonzero(~(span <= _LARGE)).tolist():
         z = rows.z[i].astype(np.float64)

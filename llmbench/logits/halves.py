@@ -27,17 +27,21 @@ def to_bfloat(rows: Float32) -> tuple[Bits16, Bools]:
 
 
 def from_half(bits: Bits16, out: Float32) -> None:
-    """The float16 values in `bits` into `out`, float32 of the same shape, exactly.
-
-    NumPy takes 1.9 ns for a value where it may not assume F16C; four plain passes take 0.4. Infinities and NaN, which
-    the shifted exponent would turn into numbers from 65536, are left to NumPy.
-    """
+    """The float16 values in `bits` into `out`, float32 of the same shape, exactly. NumPy does those not all finite."""
     signed = bits.view(np.int16)
     if bits.size and (signed.max() >= _POSITIVE_INFINITY or bits.max() >= _NEGATIVE_INFINITY):
         out[...] = bits.view(np.float16)
-        return
+    else:
+        from_finite_half(bits, out)
+
+
+def from_finite_half(bits: Bits16, out: Float32) -> None:
+    """As `from_half` where no value is infinite or NaN: the shifted exponent turns those into numbers from 65536.
+
+    NumPy takes 1.9 ns for a value where it may not assume F16C; four plain passes take 0.4.
+    """
     wide = out.view(np.int32)
-    np.copyto(wide, signed)
+    np.copyto(wide, bits.view(np.int16))
     np.left_shift(wide, 13, out=wide)
     np.bitwise_and(wide, _SIGN_AND_MAGNITUDE, out=wide)
     np.multiply(out, _REBIAS, out=out)

@@ -14,9 +14,9 @@ is whole stands for values that are whole. docs/files.md has the format.
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -36,6 +36,9 @@ TIERS: list[str] = list(get_args(Tier))
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
+
+Widen: TypeAlias = Callable[[slice], None]
+"""Puts the values of some rows where they belong."""
 
 NO_VALUES, TOP, F16, BF16, F32 = range(5)  # kinds of values
 _SUFFIX = {TOP: "top", F16: "f16", BF16: "bf16", F32: "f32"}
@@ -269,7 +272,7 @@ class Store:
             elif kind in (F16, BF16):
                 bits = room[: len(run)] if room is not None else np.empty(into.shape, np.uint16)
                 self._fill(run, bits)
-                (halves.from_half if kind == F16 else halves.from_bfloat)(bits, into)
+                _unpacker(kind, finite=False)(bits, into)
             else:
                 raise InputError(f"{self.folder}: tier {self.manifest.tier} does not hold whole rows")
 
@@ -281,33 +284,38 @@ class Store:
         out: Float32,
         other_out: Float32,
         rooms: tuple[halves.Bits16, halves.Bits16],
-    ) -> npt.NDArray[np.bool_]:
-        """`read` of as many rows of two stores; gives which are equal bit by bit, bool [m].
+    ) -> tuple[npt.NDArray[np.bool_], Widen | None]:
+        """`read` of as many rows of two stores; which are equal bit by bit, bool [m], and what is left to do.
 
-        Rows of which checksums differ are not; only the others are looked at. `other_out` may be left as it was
-        where rows are equal.
+        Rows of which checksums differ are not equal; only the others are looked at. `other_out` may be left as it was
+        where rows are equal. Of rows of 16 bits only the bits are there: they become values when it is asked for, which
+        is faster just before they are needed; until then `rooms` are to be left alone.
         """
         equal: npt.NDArray[np.bool_] = self.table["checksum"][numbers] == other.table["checksum"][other_numbers]
         kinds = self._kind_of_all(numbers), other._kind_of_all(other_numbers)
-        if not equal.any() or kinds[0] not in (F16, BF16) or kinds[0] != kinds[1]:
+        if kinds[0] not in (F16, BF16) or kinds[0] != kinds[1]:
             self.read(numbers, out, rooms[0])
             other.read(other_numbers, other_out, rooms[1])
             if equal.any():
                 equal &= (out.view(np.uint32) == other_out.view(np.uint32)).all(axis=1)
-            return equal
-        unpack = halves.from_half if kinds[0] == F16 else halves.from_bfloat
+            return equal, None
         bits = [room[: len(numbers)] for room in rooms]
         for store, which, room in ((self, numbers, bits[0]), (other, other_numbers, bits[1])):
             at = 0
             for run in store._runs(which):
                 store._fill(run, room[at : at + len(run)])
                 at += len(run)
-        for i in range(len(numbers)):  # row by row, so that each stays in a core's cache from pass to pass
-            equal[i] = equal[i] and np.array_equal(bits[0][i], bits[1][i])
-            unpack(bits[0][i], out[i])
-            if not equal[i]:
-                unpack(bits[1][i], other_out[i])
-        return equal
+        for i in np.flatnonzero(equal).tolist():
+            equal[i] = np.array_equal(bits[0][i], bits[1][i])
+        means = self.table["mean"][numbers], other.table["mean"][other_numbers]  # not finite where a value is not
+        unpack = _unpacker(kinds[0], finite=bool(np.isfinite(means).all()))
+
+        def widen(rows: slice) -> None:
+            unpack(bits[0][rows], out[rows])
+            if not equal[rows].all():
+                unpack(bits[1][rows], other_out[rows])
+
+        return equal, widen
 
     def _kind_of_all(self, numbers: Int64) -> int | None:
         """The kind of values that all these rows have; None when there are several."""
@@ -484,6 +492,13 @@ def _read_requests(path: Path) -> list[Request]:
     if [request.number for request in requests] != list(range(len(requests))):
         raise InputError(f"{path}: its requests are not numbered one after the other")
     return requests
+
+
+def _unpacker(kind: int, *, finite: bool) -> Callable[[halves.Bits16, Float32], None]:
+    """What makes values of the bits of a kind, of which all are finite or not."""
+    if kind == BF16:
+        return halves.from_bfloat
+    return halves.from_finite_half if finite else halves.from_half
 
 
 def _seal(records: Records) -> None:

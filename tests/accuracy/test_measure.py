@@ -1,12 +1,14 @@
 """Every figure of a row against its formula in float64, one row at a time, by the shortest way."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmbench.accuracy.measure import ATOL, FIGURES, RTOL, Scratch, measure, units
+from llmbench.accuracy.measure import ATOL, FIGURES, RTOL, Scratch, _factors, measure, units
 from llmbench.errors import InputError
 
 Float32 = npt.NDArray[np.float32]
@@ -65,6 +67,18 @@ def test_every_figure_is_its_formula(vocab_size: int, by: float) -> None:
         assert row["margin"] == pytest.approx(first - second, rel=1e-5)
         assert row["close"] == np.allclose(y, z, atol=ATOL, rtol=RTOL)
         assert (row["equal"], row["finite"], row["whole"]) == (False, True, True)
+
+
+@given(largest=st.floats(1e-6, 0.1))
+@example(largest=3e-4)
+@example(largest=0.0346)
+@example(largest=0.0489)
+@example(largest=0.1)
+def test_few_powers_stand_for_the_exponential_within_the_allowed_error(largest: float) -> None:
+    u = np.linspace(-largest, largest, 401)
+    series = sum(factor * u ** (k + 2) for k, factor in enumerate(_factors(largest)))
+    exact = sum(u**k / math.factorial(k) for k in range(2, 12))  # of expm1(u) - u too little would be left
+    assert (np.abs(series - exact) <= 1.02e-4 * u**2 / 2).all()
 
 
 def test_rows_that_are_equal_have_no_difference_at_all() -> None:

@@ -67,6 +67,9 @@ def test_every_float16_is_unpacked_exactly() -> None:
         out = np.empty(chosen.shape, np.float32)
         halves.from_half(chosen, out)
         assert (out.view(np.uint32) == chosen.view(np.float16).astype(np.float32).view(np.uint32)).all()
+    out = np.empty(finite.sum(), np.float32)
+    halves.from_finite_half(bits[finite], out)
+    assert (out.view(np.uint32) == expected[finite].view(np.uint32)).all()
 
 
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])

@@ -236,3 +236,28 @@ def test_a_store_without_whole_prompts_is_still_read(tmp_path: Path) -> None:
     assert "ids" not in lines
     path.write_text(lines)
     assert [request.ids for request in Store(folder).requests] == [(), ()]
+
+
+@pytest.mark.parametrize("special", [None, np.inf, np.nan])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_a_pair_of_stores_gives_the_values_of_both_and_which_rows_are_equal(
+    tmp_path: Path, kind: str, special: float | None
+) -> None:
+    rows = [(logits(seed=seed).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32) for seed in (0, 1)]
+    if kind == "float16":
+        rows = [values.astype(np.float16).astype(np.float32) for values in rows]
+    rows[1][[1, 4]] = rows[0][[1, 4]]
+    if special is not None:
+        rows[0][4, 7] = rows[1][4, 7] = rows[1][2, 0] = special
+    tier: Tier = "full32" if kind == "float32" else "full16"
+    base, new = (Store(put(tmp_path / name, values, tier, kind)) for name, values in zip("ab", rows, strict=True))
+    numbers = np.array([4, 5, 0, 1, 2])
+    out, other = np.empty((2, 5, VOCAB), np.float32)
+    rooms = np.empty((5, VOCAB), np.uint16), np.empty((5, VOCAB), np.uint16)
+    equal, widen = base.read_pair(new, numbers, numbers, out, other, rooms)
+    assert equal.tolist() == [True, False, False, True, False]
+    for start in range(0, 5, 2):
+        if widen is not None:
+            widen(slice(start, start + 2))
+    assert same_bits(out, rows[0][numbers])
+    assert same_bits(other[~equal], rows[1][numbers][~equal])
