@@ -2,7 +2,6 @@
 
 Shapes in a call: n sequences of q new tokens each, T = n * q, block tables of W blocks, L = W * block_size. All are
 those of a bucket: MindSpore compiles one graph for each. Padding tokens write to a block of their own, the last one.
-Matrices are [in, out], which MindSpore's CPU kernels multiply by faster than by [out, in].
 """
 
 import math
@@ -26,13 +25,15 @@ class Operators(msgspec.Struct, frozen=True, kw_only=True):
     """What the device computes with: its fused operators where they run, else plain ones; a MindSpore dtype by name.
 
     `w8a8` is the form in which its product of integers takes deq_scale; without it, and without `w8a16`, linears of
-    8 bits are de-quantised.
+    8 bits are de-quantised. `few_rows` says of how many rows a product with a matrix is taken the other way round, see
+    Product.
     """
 
     fused_attention: bool = False
     fused_norm: bool = False
     w8a8: DeqForm | None = None
     w8a16: bool = False
+    few_rows: tuple[int, int] = (0, 0)
     dtype: str = "float32"
 
 
@@ -57,7 +58,6 @@ class _Cell(nn.Cell):
         self.cast = ops.Cast()
         self.gather = ops.Gather()
         self.slice = ops.Slice()
-        self.multiply = ops.MatMul()
 
 
 class Norm(_Cell):
@@ -113,7 +113,7 @@ class PlainAttention(_Cell):
         self.offsets = Tensor(np.arange(pages.block_size, dtype=np.int32))
         self.scale = 1.0 / math.sqrt(config.head_dim)
         self.update = ops.ScatterUpdate()
-        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.compare = ops.BatchMatMul(transpose_b=True)
         self.weigh = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
 
@@ -147,16 +147,25 @@ class PlainAttention(_Cell):
         keys, values = self.write(k, v, write_at)
         keys = self.reshape(self.gather(keys, read_at, 0), (num * kv, length, dim))
         values = self.reshape(self.gather(values, read_at, 0), (num * kv, length, dim))
-        q = q * self.scale
-        if steps > 1:
-            q = self.transpose(self.reshape(q, (num, steps, kv, group, dim)), (0, 2, 3, 1, 4))
-        scores = self.scores(self.reshape(q, (num * kv, group * steps, dim)), keys)
+        scores = self.scores(q * self.scale, keys, steps)
         scores = self.cast(self.reshape(scores, (num, kv, group, steps, length)), ms.float32) + mask
         shares = self.reshape(self.cast(self.softmax(scores), self.dtype), (num * kv, group * steps, length))
         out = self.weigh(shares, values)
         if steps > 1:
             out = self.transpose(self.reshape(out, (num, kv, group, steps, dim)), (0, 3, 1, 2, 4))
         return self.reshape(out, (num * steps, self.num_heads * dim))
+
+    def scores(self, q: Tensor, keys: Tensor, steps: int) -> Tensor:
+        """q [T, heads, head_dim] by keys [n * kv_heads, L, head_dim] -> [n * kv_heads, group * q, L].
+
+        Of one new token it is taken as keys q^T, see Product.
+        """
+        pairs, group, dim = keys.shape[0], self.group, self.head_dim
+        if steps == 1:
+            scores = self.compare(keys, self.reshape(q, (pairs, group, dim)))
+            return scores if group == 1 else self.transpose(scores, (0, 2, 1))
+        q = self.reshape(q, (pairs // self.num_kv_heads, steps, self.num_kv_heads, group, dim))
+        return self.compare(self.reshape(self.transpose(q, (0, 2, 3, 1, 4)), (pairs, group * steps, dim)), keys)
 
 
 class FusedAttention(_Cell):
@@ -222,15 +231,23 @@ class Plus(nn.Cell):
 
 
 class Product(_Cell):
-    """Linears side by side, in floats."""
+    """Linears side by side, in floats, their weights [all outs, in].
 
-    def __init__(self, weight: Parameter, bias: Float32 | None, dtype: str) -> None:
+    Of a few rows it is taken as (W x^T)^T: MindSpore's library for the CPU, oneDNN, copies its second factor before it
+    multiplies, which then is x and not W. With 16 rows that takes half of the time.
+    """
+
+    def __init__(self, weight: Parameter, bias: Float32 | None, operators: Operators) -> None:
         super().__init__()
         self.weight = weight
-        self.add = _plus(bias, dtype)
+        self.add = _plus(bias, operators.dtype)
+        self.least, self.most = operators.few_rows
+        self.multiply = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, all outs]."""
+        if self.least <= x.shape[0] < self.most:
+            return self.add(self.transpose(self.multiply(self.weight, x), (1, 0)))
         return self.add(self.multiply(x, self.weight))
 
 
@@ -363,9 +380,8 @@ class Decoder(_Cell):
         self.layers = nn.CellList([Layer(model, i, pages, operators, several) for i in range(config.num_layers)])
         norm = FusedNorm if operators.fused_norm else Norm
         self.norm = norm(model.tensor("model.norm.weight"), config.rms_norm_eps, dtype)
-        self.tied = config.tie_embeddings
-        if not self.tied:
-            self.head = _matrix(model, ["lm_head.weight"], dtype)
+        tied = config.tie_embeddings
+        self.head = Product(self.embedding, None, operators) if tied else _linear(model, ["lm_head"], operators)
         cos, sin = _rotations(config, max_model_len)
         self.cos = _parameter(cos, dtype)
         self.sin = _parameter(sin, dtype)
@@ -375,7 +391,6 @@ class Decoder(_Cell):
         self.hidden = Tensor(-math.inf, ms.float32)
         self.select = ops.Select()
         self.both = ops.LogicalAnd()
-        self.multiply_tied = ops.MatMul(transpose_b=True)
 
     def construct(self, ids: Tensor, positions: Tensor, slots: Tensor, tables: Tensor, rows: Tensor) -> Tensor:
         """float32 [m, vocab] of the tokens `rows` int32 [m] of the T.
@@ -404,8 +419,7 @@ class Decoder(_Cell):
 
     def project(self, x: Tensor) -> Tensor:
         """float32 [m, vocab] of normalised hidden states [m, hidden]."""
-        logits = self.multiply_tied(x, self.embedding) if self.tied else self.multiply(x, self.head)
-        return self.cast(logits, ms.float32)
+        return self.cast(self.head(x), ms.float32)
 
     def embed(self, ids: Tensor) -> Tensor:
         """[T, hidden] of ids int32 [T]. Of several ranks one has a token's row, the others add zeros."""
@@ -530,7 +544,7 @@ def _linear(model: Model, names: list[str], operators: Operators) -> nn.Cell:
         w8a16 = [linear for name in names if isinstance(linear := model.linear(name), W8A16)]
         return Int8WeightProduct(w8a16, operators.dtype)
     weight = _matrix(model, [f"{name}.weight" for name in names], operators.dtype)
-    return Product(weight, _biases(model, names), operators.dtype)
+    return Product(weight, _biases(model, names), operators)
 
 
 def _biases(model: Model, names: list[str]) -> Float32 | None:
@@ -552,14 +566,14 @@ def _plus(bias: Float32 | None, dtype: str) -> nn.Cell:
 
 
 def _matrix(model: Model, names: list[str], dtype: str) -> Parameter:
-    """Weights [out, in] side by side as one [in, all outs], read block by block."""
+    """Weights [out, in] one below the other, read block by block."""
     shapes = [model.shape(name) for name in names]
-    whole = np.empty((shapes[0][1], sum(shape[0] for shape in shapes)), np.float32)
-    column = 0
+    whole = np.empty((sum(shape[0] for shape in shapes), shapes[0][1]), np.float32)
+    row = 0
     for name, shape in zip(names, shapes, strict=True):
         for start, block in model.blocks(name):
-            whole[:, column + start : column + start + len(block)] = block.T
-        column += shape[0]
+            whole[row + start : row + start + len(block)] = block
+        row += shape[0]
     return _parameter(whole, dtype)
 
 
