@@ -18,7 +18,7 @@ from tests.engines.test_numpy_llama import LLAMA, QWEN2, random_ids, write
 
 Float32 = npt.NDArray[np.float32]
 TOLERANCE = 1e-4
-NAMES = ["numpy_llama", pytest.param("mindspore_llama", marks=pytest.mark.mindspore)]
+NAMES = ["numpy_llama", "numba_llama", pytest.param("mindspore_llama", marks=pytest.mark.mindspore)]
 
 
 class Parts:
@@ -82,6 +82,8 @@ def hidden_states(folder: Path, ids: list[int]) -> dict[str, Float32]:
     [
         pytest.param("numpy_llama", LLAMA, id="numpy_llama-gqa"),
         pytest.param("numpy_llama", QWEN2, id="numpy_llama-qwen2"),
+        pytest.param("numba_llama", LLAMA, id="numba_llama-gqa"),
+        pytest.param("numba_llama", QWEN2, id="numba_llama-qwen2"),
         pytest.param("mindspore_llama", QWEN2, id="mindspore_llama-qwen2", marks=pytest.mark.mindspore),
     ],
 )
