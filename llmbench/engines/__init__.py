@@ -234,6 +234,7 @@ def watchable(engine: Engine) -> Watchable:
     """The engine as one that shows what its layers compute. Raises InputError when it does not."""
     if not isinstance(engine, Watchable):
         raise InputError(
-            f"engine {engine.name}: it does not show what its layers compute; numpy_llama, numba_llama and mindspore_llama do"
+            f"engine {engine.name}: it does not show what its layers compute; "
+            "numpy_llama, numba_llama and mindspore_llama do"
         )
     return engine

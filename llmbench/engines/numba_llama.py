@@ -64,7 +64,7 @@ class NumbaLlama:
             *(self._tables[0].ctypes.data, self._tables[1].ctypes.data),
             *(config.rms_norm_eps, 1 / math.sqrt(config.head_dim)),
         )
-        self._layout = self._laid_out(max(64, settings.max_batch))
+        self._layout: Layout | None = self._laid_out(max(64, settings.max_batch))
         self._watcher: Watcher | None = None
 
     def capacity(self) -> Capacity:
@@ -75,17 +75,18 @@ class NumbaLlama:
     def step(self, batch: Batch) -> StepResult:
         """Compute one step and write the KV cache."""
         step.check(batch, self._max_model_len, self._config.vocab_size)
-        num = len(batch.token_ids)
-        if num > self._layout.num_rows:
-            self._layout = self._laid_out(2 ** (num - 1).bit_length())
-        self._layout.x.fill(self._weights.embed(batch.token_ids))
+        layout, num = self._layout, len(batch.token_ids)
+        assert layout is not None, "a step after the end"
+        if num > layout.num_rows:
+            layout = self._layout = self._laid_out(2 ** (num - 1).bit_length())
+        layout.x.fill(self._weights.embed(batch.token_ids))
         shared = self._shared(batch)
-        ops = self._layout.ops(num, len(shared.picked), len(shared.items))
+        ops = layout.ops(num, len(shared.picked), len(shared.items))
         if self._watcher is None:
             self._crew.run(ops, self._model, shared)
         else:
-            self._show_parts(self._watcher, ops, shared)
-        logits = self._layout.logits.floats(len(shared.picked))
+            self._show_parts(self._watcher, layout, ops, shared)
+        logits = layout.logits.floats(len(shared.picked))
         kept = batch.want_logits or batch.score_prompts is not None
         return step.result(batch, logits.copy() if kept else logits)
 
@@ -96,16 +97,17 @@ class NumbaLlama:
     def close(self) -> None:
         """Give back the weights and the cache."""
         self._crew.close()
+        self._layout = None  # it has the addresses of what goes now
         self._weights.layers.clear()
         self._keys = self._values = np.empty((0, 0), np.float32)
 
     def _laid_out(self, num_rows: int) -> Layout:
         return Layout(self._config, self._weights, self._keys, self._values, num_rows, self._num_threads)
 
-    def _show_parts(self, watcher: Watcher, ops: npt.NDArray[np.void], shared: program.Step) -> None:
+    def _show_parts(self, watcher: Watcher, layout: Layout, ops: npt.NDArray[np.void], shared: program.Step) -> None:
         """Run the operations, and stop wherever there is something to be seen."""
         everything, done = np.arange(len(shared.tokens)), 0
-        for mark in self._layout.marks:
+        for mark in layout.marks:
             if mark.stop > len(ops) or (mark.picked and not len(shared.picked)):
                 break
             self._crew.run(ops[done : mark.stop], self._model, shared)
@@ -114,7 +116,7 @@ class NumbaLlama:
             watcher(mark.part, tokens, mark.rows.floats(len(tokens)))
         self._crew.run(ops[done:], self._model, shared)
         if len(shared.picked):
-            watcher("lm_head", shared.picked, self._layout.logits.floats(len(shared.picked)))
+            watcher("lm_head", shared.picked, layout.logits.floats(len(shared.picked)))
 
     def _shared(self, batch: Batch) -> program.Step:
         """What all operations of a step need to know."""
