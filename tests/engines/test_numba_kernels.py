@@ -1,5 +1,8 @@
 """The kernels of the numba engine: integers exactly, and rounding and exponentials as NumPy has them."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ import numba
 
 from llmbench.engines import _numba_kernels as kernels
 from llmbench.engines import _numba_weights as weights
-from llmbench.engines._numba_isa import ISA
+from llmbench.engines._numba_isa import ISA, VARIABLE
 from llmbench.weights.quantised import W8A8, W8A16
 
 Int32 = npt.NDArray[np.int32]
@@ -116,3 +119,13 @@ def test_weights_of_w8a16_are_packed_with_their_offsets() -> None:
     whole = product.weight[..., 0].transpose(0, 2, 1).reshape(-1, 9)
     found = (whole - product.offset[:, None]) * product.scale[:, None]
     assert (found[:70] == linear.dequantised()).all()
+
+
+@pytest.mark.skipif(VARIABLE in os.environ, reason="it is the process of this test")
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_the_kernels_of_other_instruction_sets_are_as_exact(isa: str) -> None:
+    if isa == "avx512" and not ISA.name.startswith("avx512"):
+        pytest.skip("this processor has none")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env={**os.environ, VARIABLE: isa}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
