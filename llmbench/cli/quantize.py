@@ -104,6 +104,7 @@ def make(
     llmbench quantize QWEN2 -o OUT --kind w8a16 --anti m3 --calib prompts.jsonl
     llmbench quantize DIR -o OUT --sparse --fraction 0.05
     llmbench serve --model w8a8
+    llmbench quantize search --help    (tries forms of a model, and shows the front of size, speed and accuracy)
 
     The float model goes through layer by layer, so that it may be larger than the memory. What is broken off goes on
     when the same command is given again. OUT is a model for every --model, with anti_weight/ (the float model whose
