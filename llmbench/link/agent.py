@@ -170,7 +170,8 @@ def _refused(error: LlmbenchError) -> frames.Refused:
 def serve(channel: frames.Channel) -> None:
     """Answer frames until the server stops this agent or has gone.
 
-    Raises AgentDied when its group is broken, or captured rows cannot be written.
+    Ends the process when its group is broken, captured rows cannot be written, or anything else is wrong. It says so
+    before it leaves its group and its connection: the server then kills all ranks, this one too.
     """
     held: Held | None = None
     hollow_time_s: float | None = None
@@ -214,6 +215,12 @@ def serve(channel: frames.Channel) -> None:
                 if group is not None:  # the others wait where this rank does not come any more
                     raise
                 channel.send(frames.Refused(message="out of memory", exit_code=3))
+    except AgentDied as error:
+        print(f"agent {os.getpid()} ends: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except Exception:
+        logging.exception("agent %d ends", os.getpid())
+        sys.exit(1)
     finally:
         if group is not None:
             group.leave()
@@ -244,10 +251,7 @@ def main(host: str, port: int) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         channel = frames.Channel(connection)
         channel.send(frames.Hello(token=os.environ.pop(TOKEN_VARIABLE, ""), pid=os.getpid()))
-        try:
-            serve(channel)
-        except AgentDied as error:
-            sys.exit(f"agent {os.getpid()} ends: {error}")
+        serve(channel)
 
 
 if __name__ == "__main__":
