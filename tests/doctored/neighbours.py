@@ -1,4 +1,4 @@
-"""numpy_llama, but in larger batches every second sequence decodes with the first block of the one before it."""
+"""numpy_llama, but in larger batches every longer sequence decodes with the first block of the one before it."""
 
 import msgspec
 import numpy as np
@@ -17,10 +17,9 @@ class Neighbours(NumpyLlama):
 
     def step(self, batch: Batch) -> StepResult:
         longer = (batch.query_lens == 1) & (batch.context_lens > self._block_size)  # what is written lies behind
-        wrong = np.flatnonzero(longer)[1::2]
         if len(batch.query_lens) >= FROM:
             tables = batch.block_tables.copy()
-            tables[wrong, 0] = batch.block_tables[wrong - 1, 0]
+            tables[longer, 0] = np.roll(tables[longer, 0], 1)
             batch = msgspec.structs.replace(batch, block_tables=tables)
         return super().step(batch)
 
