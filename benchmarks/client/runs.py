@@ -107,17 +107,18 @@ def _bears(contender: Contender, rate: int, lab: Lab, seconds: float) -> bool:
 def dispersions(contenders: Sequence[Contender], lab: Lab, seconds: float) -> dict[str, float | None]:
     """The index of dispersion of each client's arrivals at 20 requests per second; of llmbench, with 1 to 8 processes.
 
-    All send side by side, each to an oracle of its own, in no core's place: milliseconds do not show in bins of one
-    second.
+    What starts in a second sends side by side, each to an oracle of its own, in no core's place: milliseconds do not
+    show in bins of one second. The peers, which compute for ten seconds and more before they send, go one by one.
     """
     load = Load("20/s", 20.0, 0, round(20 * seconds), 4, TTFT_S, GAP_S)
     sides = {
         f"llmbench, workers {number}": (CONTENDERS["llmbench"], load._replace(workers=number)) for number in WORKERS
     }
-    sides |= {one.name: (one, load) for one in contenders if one.name != "llmbench"}
+    sides["raw"] = (CONTENDERS["raw"], load)
     with ThreadPoolExecutor(len(sides)) as pool:
         done = {name: pool.submit(run, *side, lab, pinned=False) for name, side in sides.items()}
     found = {name: one.result() for name, one in done.items()}
+    found |= {one.name: run(one, load, lab, pinned=False) for one in contenders if one.name not in ("llmbench", "raw")}
     return {name: None if one is None else one.dispersion for name, one in found.items()}
 
 
