@@ -48,6 +48,11 @@ def padded_block(block_size: int) -> int:
     return -(-block_size // LANES) * LANES
 
 
+def num_floats(head_dim: int) -> int:
+    """What a thread needs room for: the scores of a tile, and the state and the sums of its rows."""
+    return _SUMS // 4 + ROWS * padded_dim(head_dim)
+
+
 @kernel()
 def score(
     code: Code, rows: Value, q: Value, q_stride: Value, cells: Value, key_stride: Value, dim: Value, out: Value
@@ -69,7 +74,7 @@ def score(
             return [code.load(floats(), key, place) for key in keys]
 
         def factor(row: int, index: Value) -> Value:
-            return code.splat(code.load(F32, inputs[row], code.times(index, 4)))
+            return kernels.spread(code, inputs[row], index)
 
         sums = kernels.tile(code, num_rows, same(floats(), 0.0), dim, columns, factor, code.fma)
         for (row, vector), total in zip(kernels.PLACES, sums, strict=False):

@@ -5,6 +5,8 @@ what belongs to them there are zeros, up to a whole panel.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import llvmlite.ir as ir
 
@@ -71,165 +73,128 @@ def _finish(
         code.store(code.builder.fadd(before, result), place, vector * VECTOR)
 
 
-def _as_it_is(total: Value, constant: Value) -> tuple[Value, Value]:
+class _Kind(NamedTuple):
+    """How weights of a kind are multiplied. `zero` is what sums begin with; `columns` gives a reader of a panel's
+    vectors at a step; `factor` is what a row has there in every lane; `add` adds their product to a sum; `convert`
+    makes floats of a sum and of what is there for the bias.
+    """
+
+    zero: Value
+    columns: Callable[[Code, Value, Value], Callable[[Value], list[Value]]]
+    factor: Callable[[Code, Value, Value], Value]
+    add: Callable[[Code, Value, Value, Value], Value]
+    convert: Callable[[Code, Value, Value], tuple[Value, Value]]
+
+
+def _multiplier(name: str, what: str, kind: _Kind) -> Any:
+    """The kernel of this name. All are called alike; `offset` is looked at where weights have one."""
+
+    def multiply(
+        code: Code,
+        rows: Value,
+        x: Value,
+        x_stride: Value,
+        weight: Value,
+        num: Value,
+        offset: Value,
+        scale: Value,
+        bias: Value,
+        out: Value,
+        out_stride: Value,
+        add: Value,
+        ahead: Value,
+        ahead_step: Value,
+    ) -> None:
+        def write(num_rows: int) -> None:
+            inputs = [code.pointer(x, row, x_stride) for row in range(num_rows)]
+            columns = kind.columns(code, code.pointer(weight), offset)
+
+            def factor(row: int, index: Value) -> Value:
+                return kind.factor(code, inputs[row], index)
+
+            sums = tile(code, num_rows, kind.zero, num, columns, factor, partial(kind.add, code), (ahead, ahead_step))
+            _finish(code, sums, scale, bias, out, out_stride, add, partial(kind.convert, code))
+
+        code.by_rows(rows, write)
+
+    multiply.__name__, multiply.__doc__ = name, what
+    return kernel()(multiply)
+
+
+def spread(code: Code, row: Value, index: Value) -> Value:
+    """A float32 of a row in every lane."""
+    return code.splat(code.load(F32, row, code.times(index, 4)))
+
+
+def _float_columns(code: Code, panel: Value, _: Value) -> Callable[[Value], list[Value]]:
+    def columns(index: Value) -> list[Value]:
+        start = code.times(index, PANEL_ROW)
+        places = [code.builder.add(start, I64(vector * VECTOR)) for vector in range(ISA.vectors)]
+        return [code.load(floats(), panel, place) for place in places]
+
+    return columns
+
+
+def _narrow_columns(code: Code, panel: Value, offset: Value) -> Callable[[Value], list[Value]]:
+    """int8 as floats, less the offset of each column."""
+    builder = code.builder
+    offsets = [code.load(floats(), code.pointer(offset), vector * VECTOR) for vector in range(ISA.vectors)]
+
+    def columns(index: Value) -> list[Value]:
+        start, found = code.times(index, ISA.width), []
+        for vector, less in enumerate(offsets):
+            small = code.load(ir.VectorType(I8, ISA.lanes), panel, builder.add(start, I64(vector * ISA.lanes)))
+            found.append(builder.fsub(builder.sitofp(builder.sext(small, integers()), floats()), less))
+        return found
+
+    return columns
+
+
+def _as_it_is(_: Code, total: Value, constant: Value) -> tuple[Value, Value]:
     return total, constant
 
 
-@kernel()
-def multiply_float(
-    code: Code,
-    rows: Value,
-    x: Value,
-    x_stride: Value,
-    weight: Value,
-    num: Value,
-    scale: Value,
-    bias: Value,
-    out: Value,
-    out_stride: Value,
-    add: Value,
-    ahead: Value,
-    ahead_step: Value,
-) -> None:
-    """A tile of x [rows, num] times a panel of weights, float32 [num, width]."""
-
-    def write(num_rows: int) -> None:
-        panel, inputs = code.pointer(weight), [code.pointer(x, row, x_stride) for row in range(num_rows)]
-
-        def columns(index: Value) -> list[Value]:
-            offset = code.times(index, PANEL_ROW)
-            return [
-                code.load(floats(), panel, code.builder.add(offset, I64(vector * VECTOR)))
-                for vector in range(ISA.vectors)
-            ]
-
-        def factor(row: int, index: Value) -> Value:
-            return code.splat(code.load(F32, inputs[row], code.times(index, 4)))
-
-        sums = tile(code, num_rows, same(floats(), 0.0), num, columns, factor, code.fma, (ahead, ahead_step))
-        _finish(code, sums, scale, bias, out, out_stride, add, _as_it_is)
-
-    code.by_rows(rows, write)
-
-
-def _widened(code: Code, panel: Value, index: Value, offsets: list[Value]) -> list[Value]:
-    """The vectors of one input of a panel of int8 [num, width] as floats, less the offset of each column."""
-    builder, found = code.builder, []
-    start = code.times(index, ISA.width)
-    for vector, offset in enumerate(offsets):
-        place = builder.add(start, I64(vector * ISA.lanes))
-        small = code.load(ir.VectorType(I8, ISA.lanes), panel, place)
-        found.append(builder.fsub(builder.sitofp(builder.sext(small, integers()), floats()), offset))
-    return found
-
-
-def _offsets(code: Code, offset: Value) -> list[Value]:
-    return [code.load(floats(), code.pointer(offset), vector * VECTOR) for vector in range(ISA.vectors)]
-
-
-@kernel()
-def multiply_narrow(
-    code: Code,
-    rows: Value,
-    x: Value,
-    x_stride: Value,
-    weight: Value,
-    num: Value,
-    offset: Value,
-    scale: Value,
-    bias: Value,
-    out: Value,
-    out_stride: Value,
-    add: Value,
-    ahead: Value,
-    ahead_step: Value,
-) -> None:
-    """The same with weights int8 [num, width], less their offset float32 [width]: W8A16."""
-
-    def write(num_rows: int) -> None:
-        panel, inputs = code.pointer(weight), [code.pointer(x, row, x_stride) for row in range(num_rows)]
-        offsets = _offsets(code, offset)
-
-        def columns(index: Value) -> list[Value]:
-            return _widened(code, panel, index, offsets)
-
-        def factor(row: int, index: Value) -> Value:
-            return code.splat(code.load(F32, inputs[row], code.times(index, 4)))
-
-        sums = tile(code, num_rows, same(floats(), 0.0), num, columns, factor, code.fma, (ahead, ahead_step))
-        _finish(code, sums, scale, bias, out, out_stride, add, _as_it_is)
-
-    code.by_rows(rows, write)
+multiply_float = _multiplier(
+    "multiply_float",
+    "A tile of x [rows, num] times a panel of weights, float32 [num, width].",
+    _Kind(same(floats(), 0.0), _float_columns, spread, Code.fma, _as_it_is),
+)
+multiply_narrow = _multiplier(
+    "multiply_narrow",
+    "The same with weights int8 [num, width], less their offset float32 [width]: W8A16.",
+    _Kind(same(floats(), 0.0), _narrow_columns, spread, Code.fma, _as_it_is),
+)
 
 
 @kernel()
 def widen(code: Code, weight: Value, num: Value, offset: Value, out: Value) -> None:
     """A panel of int8 [num, width], less the offset of each column, as float32: for products of many rows."""
-    panel, place, offsets = code.pointer(weight), code.pointer(out), _offsets(code, offset)
+    columns, place = _narrow_columns(code, code.pointer(weight), offset), code.pointer(out)
 
     def row(index: Value, _: list[Value]) -> list[Value]:
         start = code.times(index, PANEL_ROW)
-        for vector, wide in enumerate(_widened(code, panel, index, offsets)):
+        for vector, wide in enumerate(columns(index)):
             code.store(wide, place, code.builder.add(start, I64(vector * VECTOR)))
         return []
 
     code.loop(num, [], row)
 
 
-@kernel()
-def multiply_integer(
-    code: Code,
-    rows: Value,
-    x: Value,
-    x_stride: Value,
-    weight: Value,
-    num: Value,
-    scale: Value,
-    bias: Value,
-    out: Value,
-    out_stride: Value,
-    add: Value,
-    ahead: Value,
-    ahead_step: Value,
-) -> None:
-    """The same with `num` groups of int8 inputs, weights int8 [num, width, group], bias int32 [width]: W8A8.
-
-    The sums and the bias are added up exactly in 32 bits. See `quantise` for what x is.
-    """
-    builder = code.builder
-
-    def convert(total: Value, constant: Value) -> tuple[Value, Value]:
-        return builder.sitofp(builder.add(total, constant), floats()), same(floats(), 0.0)
-
-    def write(num_rows: int) -> None:
-        panel, inputs = code.pointer(weight), [code.pointer(x, row, x_stride) for row in range(num_rows)]
-
-        def columns(index: Value) -> list[Value]:
-            start = code.times(index, ISA.width * ISA.group)
-            return [
-                _int8_columns(code, panel, builder.add(start, I64(vector * ISA.lanes * ISA.group)))
-                for vector in range(ISA.vectors)
-            ]
-
-        def factor(row: int, index: Value) -> Value:
-            return _int8_factor(code, inputs[row], index)
-
-        def added(one: Value, other: Value, total: Value) -> Value:
-            return _int8_dot(code, one, other, total)
-
-        sums = tile(code, num_rows, same(integers(), 0), num, columns, factor, added, (ahead, ahead_step))
-        _finish(code, sums, scale, bias, out, out_stride, add, convert)
-
-    code.by_rows(rows, write)
-
-
-def _int8_columns(code: Code, panel: Value, offset: Value) -> Value:
-    """The weights of a vector of columns for one group of inputs, as _int8_dot wants them."""
-    if ISA.dot == "vpdpbusd":
-        return code.load(integers(), panel, offset)
+def _int8_columns(code: Code, panel: Value, _: Value) -> Callable[[Value], list[Value]]:
+    """The weights of each column for one group of inputs, as _int8_dot wants them."""
     num = ISA.lanes * ISA.group
     wide = ir.VectorType(I16 if ISA.dot == "pmaddwd" else I32, num)
-    return code.builder.sext(code.load(ir.VectorType(I8, num), panel, offset), wide)
+
+    def read(place: Value) -> Value:
+        if ISA.dot == "vpdpbusd":
+            return code.load(integers(), panel, place)
+        return code.builder.sext(code.load(ir.VectorType(I8, num), panel, place), wide)
+
+    def columns(index: Value) -> list[Value]:
+        start = code.times(index, ISA.width * ISA.group)
+        return [read(code.builder.add(start, I64(vector * num))) for vector in range(ISA.vectors)]
+
+    return columns
 
 
 def _int8_factor(code: Code, row: Value, index: Value) -> Value:
@@ -250,6 +215,19 @@ def _int8_dot(code: Code, activations: Value, weights: Value, total: Value) -> V
         return code.call("llvm.x86.avx512.vpdpbusd.512", integers(), total, activations, weights)
     name = "llvm.x86.avx512.pmaddw.d.512" if ISA.lanes == 16 else "llvm.x86.avx2.pmadd.wd"
     return code.builder.add(total, code.call(name, integers(), activations, weights))
+
+
+def _int8_converted(code: Code, total: Value, constant: Value) -> tuple[Value, Value]:
+    """The sum and the bias, added up in 32 bits, where what is more drops out again."""
+    return code.builder.sitofp(code.builder.add(total, constant), floats()), same(floats(), 0.0)
+
+
+multiply_integer = _multiplier(
+    "multiply_integer",
+    "The same with `num` groups of int8 inputs as `quantise` gives them, weights int8 [num, width, group], bias int32"
+    " [width]: W8A8. All is added up exactly.",
+    _Kind(same(integers(), 0), _int8_columns, _int8_factor, _int8_dot, _int8_converted),
+)
 
 
 @kernel("scale", "offset")

@@ -79,8 +79,6 @@ _LOOKS = 2000  # before a thread sleeps: about 50 microseconds
 _SLEEP_US = 50
 ROWS, WIDTH = ISA.rows, ISA.width
 _MANY_ROWS = 2 * ROWS  # from here on int8 weights are widened once for all rows of a chunk
-_SPACE = 4 * 4096  # floats of a thread for attention, before those for widened weights
-"""Heads of up to 512 fit."""
 
 
 @kernel(returns=True)
@@ -135,10 +133,11 @@ def _multiply(op: Any, chunk: int, space: int) -> None:
     tiles = -(-num_rows // ROWS)
     for panel in range(group * op.chunk_panels, min(op.panels, (group + 1) * op.chunk_panels)):
         column = panel * kernels.PANEL_ROW
-        weight, scale, bias = op.weight + panel * op.panel_bytes, op.scale + column, op.bias + column
+        weight = op.weight + panel * op.panel_bytes
+        offset, scale, bias = op.offset + column, op.scale + column, op.bias + column
         widened = op.kind == NARROW and num_rows > _MANY_ROWS
         if widened:
-            kernels.widen(weight, op.num, op.offset + column, space)
+            kernels.widen(weight, op.num, offset, space)
             weight = space
         step = min(128, op.panel_bytes // (op.num * tiles))
         for tile in range(tiles):
@@ -146,19 +145,13 @@ def _multiply(op: Any, chunk: int, space: int) -> None:
             rows = start + num_rows * (tile + 1) // tiles - first
             x, out = op.x + first * op.x_stride, op.out + first * op.out_stride + column
             ahead = op.weight + (panel + 1) * op.panel_bytes + tile * step * op.num
+            given = (rows, x, op.x_stride, weight, op.num, offset, scale, bias, out, op.out_stride, op.add, ahead, step)
             if op.kind == INTEGER:
-                kernels.multiply_integer(
-                    rows, x, op.x_stride, weight, op.num, scale, bias, out, op.out_stride, op.add, ahead, step
-                )
+                kernels.multiply_integer(*given)
             elif op.kind == FLOAT or widened:
-                kernels.multiply_float(
-                    rows, x, op.x_stride, weight, op.num, scale, bias, out, op.out_stride, op.add, ahead, step
-                )
+                kernels.multiply_float(*given)
             else:
-                offset = op.offset + column
-                kernels.multiply_narrow(
-                    rows, x, op.x_stride, weight, op.num, offset, scale, bias, out, op.out_stride, op.add, ahead, step
-                )
+                kernels.multiply_narrow(*given)
 
 
 @numba.njit(error_model="numpy")
@@ -200,7 +193,7 @@ def _do(
 ) -> None:
     """One chunk of an operation."""
     if op.kind == FLOAT or op.kind == NARROW or op.kind == INTEGER:
-        _multiply(op, chunk, space + 4 * _SPACE)
+        _multiply(op, chunk, space)
         return
     if op.kind == ATTEND:
         _attend(op, model, items[chunk], tables, cells, space)
@@ -278,7 +271,8 @@ NOTHING = Step(
 class Crew:
     """The threads that run programs: the caller's, and helpers that wait between programs.
 
-    `compiled_s` is what the compiler has taken, or reading what it gave an earlier process.
+    `num_floats` is the room that each has to itself; `compiled_s` is what the compiler has taken, or reading what it
+    gave an earlier process.
     """
 
     def __init__(self, num_threads: int, num_floats: int) -> None:
@@ -300,7 +294,7 @@ class Crew:
         self.compiled_s = (clock.now_ns() - start) / 1e9
 
     def _space(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        return np.zeros(attention.NUM_CELLS, np.int64), aligned(_SPACE + self._num_floats, np.float32)
+        return np.zeros(attention.NUM_CELLS, np.int64), aligned(self._num_floats, np.float32)
 
     def run(self, program: npt.NDArray[np.void], model: npt.NDArray[np.void], step: Step) -> None:
         """Do every operation. The arrays that the program has the addresses of must be kept by the caller."""

@@ -29,7 +29,6 @@ Intp = npt.NDArray[np.intp]
 DTYPES = ("float32",)
 _CACHE_SHARE = 0.25  # of the memory still free once the weights are there
 _QUERIES = 8 * ISA.rows  # of a prompt and a head that one thread takes at once
-
 _DECODED = 4  # decoded tokens for each thread, from which on each is taken whole
 
 
@@ -47,7 +46,8 @@ class NumbaLlama:
         set_threads(1)  # those of BLAS would spin beside ours
         self._weights = weights.load(model)
         longest = max(config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
-        self._crew = program.Crew(self._num_threads, longest * ISA.width)
+        widened = longest * ISA.width  # a panel of int8 weights as floats
+        self._crew = program.Crew(self._num_threads, max(widened, attention.num_floats(config.head_dim)))
         self.compiled_s = self._crew.compiled_s
         self._block_size = settings.block_size
         num_blocks = settings.num_blocks or step.choose_num_blocks(config, settings, _CACHE_SHARE)
@@ -152,9 +152,8 @@ class NumbaLlama:
         items = [found.ravel()]
         for i in np.flatnonzero(query_lens > 1).tolist():
             num = int(query_lens[i])
-            first = np.arange(0, num, _QUERIES)[
-                ::-1, None
-            ]  # the last ones see most: no thread is to begin with them late
+            # the last ones see most: no thread is to begin with them late
+            first = np.arange(0, num, _QUERIES)[::-1, None]
             found = np.zeros((len(first), self._config.num_heads), attention.ITEM)
             found["head"] = np.arange(self._config.num_heads)
             found["kv_head"], found["kv_heads"] = found["head"] // group, 1

@@ -31,6 +31,7 @@ def _multiply(rows: int, x: Any, weight: Any, num: int, scale: Any, bias: Any, o
             x.shape[1],
             np.int64(weight[panel].ctypes.data),
             num,
+            0,  # these weights have no offsets
             np.int64(scale[panel].ctypes.data),
             np.int64(bias[panel].ctypes.data),
             np.int64(out.ctypes.data) + panel * kernels.PANEL_ROW,
