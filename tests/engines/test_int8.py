@@ -14,10 +14,21 @@ from llmbench.engines import Engine, EngineSettings
 from llmbench.engines._linear import Int8Linear, exact
 from llmbench.engines._matrix import PANELS, WHOLE, Layout, Matrix, Workers
 from llmbench.engines._scratch import Scratch
-from llmbench.errors import ServingError
 from llmbench.weights.model import Model, open_model
 from llmbench.weights.quantised import W8A16, Kind, float_linears
-from tests.engines.test_numpy_llama import LLAMA, QWEN2, Float32, Float64, Instead, random_ids, reference, step, write
+from tests.engines.test_numpy_llama import (
+    LLAMA,
+    QWEN2,
+    Float32,
+    Float64,
+    Instead,
+    random_ids,
+    reference,
+    reports_and_forgets,
+    spoilt,
+    step,
+    write,
+)
 from tests.together import Together
 from tests.weights import eight_bits
 
@@ -185,23 +196,12 @@ def test_numbers_of_16_bits_beside_int8_ones_are_kept_as_such(tmp_path: Path) ->
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_what_is_no_number_is_reported_and_leaves_nothing_behind(tmp_path: Path, num_ranks: int) -> None:
-    model = made(tmp_path, "mixed, norms with biases, int8 cache")
-    (path,) = Path(model.name).glob("*.safetensors")
-    content = bytearray(path.read_bytes())
-    start = content.find(model.tensor("model.embed_tokens.weight")[7].tobytes())
-    content[start : start + 4] = np.float32(np.nan).tobytes()
-    path.write_bytes(content)
+    model = spoilt(made(tmp_path, "mixed, norms with biases, int8 cache"))
     settings = EngineSettings(num_blocks=8, threads=1)
-    engine: Engine = engines.get("numpy_llama", open_model(model.name), settings)
+    engine: Engine = engines.get("numpy_llama", model, settings)
     if num_ranks > 1:
         engine = Together("numpy_llama", model, settings, num_ranks)
-    good = np.array([8, 9, 10])
-    before = step(engine, TABLES, (good, 3))
-    with pytest.raises(ServingError, match="row 0 have the maximum nan"):
-        step(engine, TABLES, (np.array([7, 7, 7, 7, 7]), 5))
-    assert (step(engine, TABLES, (good, 3)) == before).all()
-    assert np.isfinite(step(engine, TABLES, (good[:1], 4))).all()
-    engine.close()
+    reports_and_forgets(engine)
 
 
 def test_an_int8_cache_has_room_for_four_times_as_many_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,20 @@ from llmbench import engines
 from llmbench.engines import SAMPLING, Batch, Engine, EngineSettings, mindformers
 from llmbench.engines import _mindspore_home as home
 from llmbench.engines.mindspore_llama import Shape, Sizes
-from llmbench.errors import ConfigError, InputError, NotInstalled, ServingError
+from llmbench.errors import ConfigError, InputError, NotInstalled
 from llmbench.weights.model import Model, open_model
 from tests.conftest import Launch, need
-from tests.engines.test_numpy_llama import LLAMA, PLAIN, QWEN2, hugging_face, random_ids, step, write
+from tests.engines.test_numpy_llama import (
+    LLAMA,
+    PLAIN,
+    QWEN2,
+    hugging_face,
+    random_ids,
+    reports_and_forgets,
+    spoilt,
+    step,
+    write,
+)
 
 Ids = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -190,20 +200,8 @@ def test_a_context_longer_than_the_usual_and_a_prompt_in_several_calls_are_right
 
 @needs_mindspore
 def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_path: Path) -> None:
-    path = write(tmp_path, PLAIN) / "model.safetensors"
-    model = open_model(str(tmp_path))
-    content = bytearray(path.read_bytes())
-    start = content.find(model.tensor("model.embed_tokens.weight")[7].tobytes())
-    content[start : start + 4] = np.float32(np.nan).tobytes()
-    path.write_bytes(content)
-    engine = _made("mindspore_llama", model, 1)
-    tables = np.array([[0, 1]], np.int32)
-    good = np.array([8, 9, 10])
-    before = step(engine, tables, (good, 3))
-    with pytest.raises(ServingError, match="row 0 have the maximum nan"):
-        step(engine, tables, (np.array([7, 7, 7, 7, 7]), 5))
-    assert (step(engine, tables, (good, 3)) == before).all()
-    assert np.isfinite(step(engine, tables, (good[:1], 4))).all()
+    model = spoilt(open_model(str(write(tmp_path, PLAIN))))
+    reports_and_forgets(_made("mindspore_llama", model, 1))
 
 
 def test_the_smallest_bucket_that_holds_a_step_is_taken() -> None:

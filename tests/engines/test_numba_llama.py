@@ -12,7 +12,7 @@ import pytest
 
 from llmbench import engines
 from llmbench.engines import EngineSettings
-from llmbench.errors import InputError, ServingError
+from llmbench.errors import InputError
 from llmbench.tokenizer import embedded_path
 from llmbench.weights.model import Model, open_model
 from tests.engines import test_int8
@@ -27,6 +27,8 @@ from tests.engines.test_numpy_llama import (
     oracle_ids,
     random_ids,
     reference,
+    reports_and_forgets,
+    spoilt,
     step,
     write,
 )
@@ -109,21 +111,8 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path, threads: int) -> N
 
 
 def test_a_block_that_held_what_is_not_a_number_is_as_good_as_new(tmp_path: Path) -> None:
-    path = write(tmp_path, PLAIN) / "model.safetensors"
-    model = open_model(str(tmp_path))
-    content = bytearray(path.read_bytes())
-    start = content.find(model.tensor("model.embed_tokens.weight")[7].tobytes())
-    content[start : start + 4] = np.float32(np.nan).tobytes()
-    path.write_bytes(content)
-    engine = engines.get(NAME, model, EngineSettings(num_blocks=4, threads=1))
-    tables = np.array([[0, 1]], np.int32)
-    good = np.array([8, 9, 10])
-    before = step(engine, tables, (good, 3))
-    with pytest.raises(ServingError, match="row 0 have the maximum nan"):
-        step(engine, tables, (np.array([7, 7, 7, 7, 7]), 5))
-    assert (step(engine, tables, (good, 3)) == before).all()
-    assert np.isfinite(step(engine, tables, (good[:1], 4))).all()
-    engine.close()
+    model = spoilt(open_model(str(write(tmp_path, PLAIN))))
+    reports_and_forgets(engines.get(NAME, model, EngineSettings(num_blocks=4, threads=1)))
 
 
 def test_threads_that_do_not_come_hold_up_nobody() -> None:

@@ -266,27 +266,36 @@ def test_a_gate_that_overflows_the_exponential_gives_no_warning(tmp_path: Path) 
     assert deviation(model, expected, ids, num_decoded=1) < 1e-4 * max(1.0, scale)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_path: Path, num_ranks: int) -> None:
-    path = write(tmp_path, PLAIN) / "model.safetensors"
-    model = open_model(str(tmp_path))
+def spoilt(model: Model) -> Model:
+    """The same, but that the embedding of token 7 has a NaN, also in its file."""
+    (path,) = Path(model.name).glob("*.safetensors")
     content = bytearray(path.read_bytes())
-    row = model.tensor("model.embed_tokens.weight")[7]
-    start = content.find(row.tobytes())
+    start = content.find(model.tensor("model.embed_tokens.weight")[7].tobytes())
     content[start : start + 4] = np.float32(np.nan).tobytes()
     path.write_bytes(content)
-    settings = EngineSettings(num_blocks=4, threads=1)
-    engine: Engine = engines.get("numpy_llama", model, settings)
-    if num_ranks > 1:
-        engine = Together("numpy_llama", model, settings, num_ranks)
+    return open_model(model.name)
+
+
+def reports_and_forgets(engine: Engine) -> None:
+    """Asserts that an engine with spoilt weights says so, and that what it left in its blocks harms nobody."""
     tables = np.array([[0, 1]], np.int32)
     good = np.array([8, 9, 10])
     before = step(engine, tables, (good, 3))
     with pytest.raises(ServingError, match="row 0 have the maximum nan"):
         step(engine, tables, (np.array([7, 7, 7, 7, 7]), 5))
     assert (step(engine, tables, (good, 3)) == before).all()
-    after = step(engine, tables, (good[:1], 4))
-    assert np.isfinite(after).all()
+    assert np.isfinite(step(engine, tables, (good[:1], 4))).all()
+    engine.close()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_path: Path, num_ranks: int) -> None:
+    model = spoilt(open_model(str(write(tmp_path, PLAIN))))
+    settings = EngineSettings(num_blocks=4, threads=1)
+    engine: Engine = engines.get("numpy_llama", model, settings)
+    if num_ranks > 1:
+        engine = Together("numpy_llama", model, settings, num_ranks)
+    reports_and_forgets(engine)
 
 
 def test_a_token_outside_the_vocabulary_is_an_error() -> None:
