@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llmbench import plugins
-from llmbench.cli._weights import Line, printed_size
+from llmbench.cli._progress import Line, in_bytes
 from llmbench.errors import ConfigError
+from llmbench.report import words
 from llmbench.report.files import as_json
 from llmbench.report.terminal import Terminal
 from llmbench.weights import cann, sizes
@@ -37,7 +38,7 @@ def wanted(
 
 def compress(folder: Path, out: Path, wanted: Wanted, json: bool) -> None:
     """Compress a folder and print the ratios."""
-    with Line() as line:
+    with Line(in_bytes) as line:
         found = compressing.compress(folder, out, wanted, line)
     if json:
         print(as_json(found).decode(), end="")
@@ -63,7 +64,7 @@ def tool(codec: str, given: Path | None) -> Path | None:
 
 def decompress(folder: Path, out: Path, json: bool) -> None:
     """Write what was compressed."""
-    with Line() as line:
+    with Line(in_bytes) as line:
         found = compressing.decompress(folder, out, line)
     if json:
         print(as_json(found).decode(), end="")
@@ -88,7 +89,7 @@ def show_sizes(specs: Sequence[str], json: bool) -> None:
         table.add_row(
             one.path,
             ", ".join(f"{number} {kind}" for kind, number in one.kinds.items()),
-            *map(printed_size, (one.linears, one.others, one.total)),
+            *map(words.size, (one.linears, one.others, one.total)),
             *(f"{share:.3f}" for share in shares),
         )
     Terminal(highlight=False, soft_wrap=True).print(table)
@@ -126,4 +127,4 @@ def _cells(linears: Sequence[Linear]) -> tuple[str, ...]:
         sum(sizes) for sizes in zip(*((one.num_bytes_before, one.num_bytes) for one in linears), strict=True)
     )
     zeros = sum(one.zeros * one.num_bytes_before for one in linears) / before
-    return str(len(linears)), f"{before:,}", f"{zeros:.1%}", printed_size(now), f"{now / before:.3f}"
+    return str(len(linears)), f"{before:,}", f"{zeros:.1%}", words.size(now), f"{now / before:.3f}"

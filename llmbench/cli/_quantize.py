@@ -11,15 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from llmbench import plugins
-from llmbench.cli import _progress
+from llmbench.cli._progress import Line
 from llmbench.errors import ConfigError, InputError
 from llmbench.quantize import calibrate, choose, make, observers, samples, smooth
 from llmbench.quantize.calibrate import Calibration
 from llmbench.quantize.choose import Choice
 from llmbench.quantize.make import Report, Row
 from llmbench.quantize.sparse import Figures, Knobs
+from llmbench.report import words
 from llmbench.report.files import as_json
 from llmbench.report.terminal import Terminal
+from llmbench.weights import export
 from llmbench.weights.convert import DTYPES
 from llmbench.weights.model import of_weights
 from llmbench.weights.sources import How, Opened, open_weights
@@ -103,7 +105,7 @@ def _going_on(folder: Path) -> Iterator[None]:
         raise
 
 
-def calibrated(source: Source, opened: Opened, folder: Path, line: "Line", *, restart: bool) -> Calibration:
+def calibrated(source: Source, opened: Opened, folder: Path, line: Line, *, restart: bool) -> Calibration:
     """Calibrate, or take up what was broken off. Raises ConfigError for a flag that is none of what can be."""
     smooth.check(source.anti, source.alpha)
     act = _ACTS.get(source.act, source.act)
@@ -130,7 +132,7 @@ def of_wanted(wanted: Wanted, opened: Opened) -> make.Settings:
     """What was typed as settings. Raises ConfigError for a flag that is none of what can be."""
     _known("--kind", "kind", wanted.kind, list(_KINDS))
     _known("--kv", "cache", wanted.kv, ["float", "int8"])
-    _known("--form", "form", wanted.form, ["modelslim", "npy"])
+    _known("--form", "form", wanted.form, list(export.FORMS))
     if wanted.dtype is not None:
         _known("--dtype", "dtype", wanted.dtype, list(DTYPES))
     by_default = wanted.kind == "w8a8" and not wanted.whole_layers
@@ -169,24 +171,6 @@ def _known(flag: str, kind: str, given: str, known: list[str]) -> None:
         raise ConfigError(f"{flag}: {plugins.unknown(kind, given, known)}")
 
 
-class Line:
-    """Progress as one line that overwrites itself, where somebody looks on."""
-
-    def __init__(self) -> None:
-        self._to_terminal = sys.stderr.isatty()
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        if self._to_terminal:
-            _progress.line(f"{100 * done // max(total, 1):3d} %  {what}")
-
-    def __enter__(self) -> "Line":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._to_terminal:
-            _progress.line()
-
-
 _SPARSE = ("zeros", "values", "outliers", "power", "W error")
 
 
@@ -217,8 +201,8 @@ def show(terminal: Console, report: Report, out: Path) -> None:
     num = sum(row.relative_error is not None for row in report.linears)
     layers = ",".join(map(str, report.float_layers)) or "none"
     terminal.print(
-        f"\n{out}: {num} of {len(report.linears)} linears of 8 bits, {report.bytes_before / 1e6:.4g} MB to"
-        f" {report.bytes_after / 1e6:.4g} MB; anti-outlier {report.method}; layers with float linears: {layers}"
+        f"\n{out}: {num} of {len(report.linears)} linears of 8 bits, {words.size(report.bytes_before)} to"
+        f" {words.size(report.bytes_after)}; anti-outlier {report.method}; layers with float linears: {layers}"
     )
     terminal.print(
         f"calibrated on {report.num_samples} samples, {report.num_tokens} tokens of {report.data}"

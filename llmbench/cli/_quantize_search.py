@@ -1,26 +1,25 @@
 """What `llmbench quantize search` does: make one form after another, hold it against the float model, show them."""
 
 import io
-import os
 import shlex
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from llmbench import config, engines, jsonlines, plugins
+from llmbench import config, engines, plugins
 from llmbench.accuracy import heldout
 from llmbench.cli import _eval, _perf
-from llmbench.cli._quantize import Line
+from llmbench.cli._progress import Line
 from llmbench.engines import EngineSettings
 from llmbench.errors import ConfigError, InputError, InvalidMeasurement, LlmbenchError, ServingError
 from llmbench.metrics.front import Scored
 from llmbench.metrics.sweep import Case, Figures, Measured, figures
-from llmbench.quantize import calibrate, make, samples, search, smooth
+from llmbench.quantize import calibrate, make, samples, search, smooth, trials
 from llmbench.quantize.calibrate import Calibration
 from llmbench.quantize.search import KINDS, Outcome, Space, Trial
 from llmbench.report import files, words
@@ -32,7 +31,6 @@ from llmbench.weights import compress, sizes
 from llmbench.weights.model import Model, of_weights, open_model
 from llmbench.weights.sources import How, open_weights
 
-FILE = "trials.jsonl"
 _WORK = "work"
 _WITH_RESUME = {"resume", "budget", "minutes", "json", "quiet"}
 
@@ -61,16 +59,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """First line of the journal: what is searched, the sha256 of the weights, and of the texts of either part."""
-
-    kind: Literal["llmbench quantisation search 1"] = "llmbench quantisation search 1"
-    settings: dict[str, Any]
-    model_sha256: str
-    calibration_sha256: str
-    held_out: list[tuple[int, ...]]
-
-
 def command(values: dict[str, Any], given: set[str]) -> int:
     """From all flags, and which of them were given, to the exit status."""
     folder, results = values.pop("resume"), values.pop("results")
@@ -87,10 +75,10 @@ def command(values: dict[str, Any], given: set[str]) -> int:
 
 def report(folder: Path, *, json: bool) -> int:
     """Write all files of a search from its journal, and print it; 3 when no form could be made."""
-    head, outcomes = jsonlines.read(folder / FILE, Header, Outcome, "a search's journal", what="search")
+    head, outcomes = trials.read(folder)
     found = [outcome.scored for outcome in outcomes]
     title = folder.resolve().name
-    what = _what(config.build(head.settings, Settings, str(folder / FILE)), head, found)
+    what = _what(config.build(head.settings, Settings, str(folder / trials.FILE)), head, found)
     facts = [(name, str(value)) for name, value in head.settings.items() if value is not None]
     files.write(folder / "search.csv", front_report.csv_text(found).encode())
     files.write_json(folder / "search.json", {"what": what, "settings": head.settings, "forms": found})
@@ -103,7 +91,7 @@ def report(folder: Path, *, json: bool) -> int:
     return 0 if any(not one.failed for one in found[1:]) else 3
 
 
-def _what(settings: Settings, head: Header, found: list[Scored]) -> str:
+def _what(settings: Settings, head: trials.Header, found: list[Scored]) -> str:
     rows = sum(map(len, head.held_out))
     return (
         f"{max(0, len(found) - 1)} forms of {settings.model}, calibrated on {settings.num_samples} texts, judged by"
@@ -126,8 +114,8 @@ def _begun(folder: Path, given: set[str]) -> Settings:
     if wrong := sorted(given - _WITH_RESUME):
         flags = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise InputError(f"--resume takes all settings from {folder}; leave {flags} out")
-    head, _ = jsonlines.read(folder / FILE, Header, Outcome, "a search's journal", what="search")
-    return config.build(head.settings, Settings, str(folder / FILE))
+    head, _ = trials.read(folder)
+    return config.build(head.settings, Settings, str(folder / trials.FILE))
 
 
 def _listed(flag: str, text: str, known: list[str]) -> list[str]:
@@ -135,7 +123,7 @@ def _listed(flag: str, text: str, known: list[str]) -> list[str]:
     found = [word.strip() for word in text.split(",") if word.strip()]
     for word in found:
         if word not in known:
-            raise ConfigError(f"{flag}: {plugins.unknown(flag.strip('-'), word, known)}")
+            raise ConfigError(f"{flag}: {plugins.unknown(flag.strip('-s'), word, known)}")
     if not found:
         raise ConfigError(f"{flag}: give at least one of {', '.join(known)}")
     return list(dict.fromkeys(found))
@@ -161,7 +149,7 @@ class _Search:
         self._held_out = search.held_out(self._calibration, drawn, settings.num_held_out)
         self._case = Case(batch=settings.batch, input_len=settings.input, output_len=settings.output)
         self._bench(model).close()  # what cannot be timed is wrong now
-        self._header = Header(
+        self._header = trials.Header(
             settings=msgspec.to_builtins(settings, enc_hook=str),
             model_sha256=model.identity(),
             calibration_sha256=self._calibration.sha256,
@@ -175,7 +163,7 @@ class _Search:
     def run(self, folder: Path, budget: int, deadline_s: float | None) -> None:
         """Try forms until there are `budget` of them, or time is up; what the folder has is not tried again."""
         self._folder = folder
-        with _Journal(folder / FILE, self._header) as journal:
+        with trials.Journal(folder, self._header) as journal:
             self._found = {outcome.trial: outcome for outcome in journal.outcomes if outcome.trial is not None}
             if len(self._found) >= budget:
                 return
@@ -195,7 +183,7 @@ class _Search:
                 raise
         shutil.rmtree(folder / _WORK, ignore_errors=True)
 
-    def _try(self, journal: "_Journal", budget: int, deadline_s: float | None) -> None:
+    def _try(self, journal: trials.Journal, budget: int, deadline_s: float | None) -> None:
         while len(self._found) < budget and (deadline_s is None or time.monotonic() < deadline_s):
             trial = search.upcoming(self._space, self._found)
             if trial is None:
@@ -207,7 +195,7 @@ class _Search:
             self._found[trial] = outcome
             one = outcome.scored
             told = (
-                one.failed or f"KLD {one.kld:.2e}, {one.num_bytes / 1e6:.4g} MB, {one.decode_tokens_per_s:.4g} tokens/s"
+                one.failed or f"KLD {one.kld:.2e}, {words.size(one.num_bytes)}, {one.decode_tokens_per_s:.4g} tokens/s"
             )
             self._say(f"{len(self._found)}/{budget} {one.name}: {told}; {words.time(one.seconds)}")
 
@@ -368,44 +356,3 @@ def _step_s(measured: Measured) -> float:
 
 def _making(trial: Trial) -> make.Settings:
     return make.Settings(kind=trial.kind, choice=trial.choice, sparse=trial.knobs)
-
-
-class _Journal:
-    """Appends outcomes, each with one write; a folder that was begun before goes on, its torn last line cut off."""
-
-    def __init__(self, path: Path, header: Header) -> None:
-        """Raises InvalidMeasurement when the folder is of another model or other texts."""
-        self._path = path
-        self.outcomes: list[Outcome] = []
-        begun = path.is_file() and b"\n" in path.read_bytes()
-        if begun:
-            head, self.outcomes = jsonlines.read(path, Header, Outcome, "a search's journal", what="search")
-            if head != header:
-                raise InvalidMeasurement(
-                    f"{path}: begun with other weights or texts than {header.settings['model']} and its data have now;"
-                    " leave --resume out"
-                )
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        try:
-            self._file = path.open("ab" if begun else "wb", buffering=0)
-        except OSError as error:
-            raise InputError(f"{path}: cannot write the journal ({error.strerror})") from error
-        if not begun:
-            self._write(header)
-
-    def append(self, outcome: Outcome) -> None:
-        """Keep one."""
-        self._write(outcome)
-        self.outcomes.append(outcome)
-
-    def __enter__(self) -> "_Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _write(self, line: msgspec.Struct) -> None:
-        try:
-            self._file.write(msgspec.json.encode(line) + b"\n")
-        except OSError as error:
-            raise InvalidMeasurement(f"{self._path}: cannot keep what was found ({error.strerror})") from error

@@ -12,8 +12,9 @@ from rich.status import Status
 from rich.table import Table
 
 from llmbench import plugins
-from llmbench.cli import _progress
+from llmbench.cli._progress import Line, in_bytes
 from llmbench.errors import ConfigError, InputError
+from llmbench.report import words
 from llmbench.report.files import as_json
 from llmbench.report.terminal import Terminal
 from llmbench.weights import convert as converting
@@ -88,7 +89,7 @@ def inspect(source: Source, quick: bool, json: bool) -> None:
 def convert(source: Source, out: Path, wanted: Target, json: bool) -> None:
     """Write a whole model."""
     opened = _open(source)
-    with Line() as line:
+    with Line(in_bytes) as line:
         report = converting.convert(opened, out, wanted, line)
     _tell(report, out, json)
 
@@ -98,7 +99,7 @@ def shard(source: Source, out: Path, num_ranks: int, wanted: Target, vocabulary:
     if vocabulary not in ("cut", "whole"):
         raise ConfigError(f"--vocabulary: {plugins.unknown('way', vocabulary, ['cut', 'whole'])}")
     opened = _open(source)
-    with Line() as line:
+    with Line(in_bytes) as line:
         report = converting.cut(opened, out, num_ranks, wanted, line, vocabulary == "cut")
     _tell(report, out, json)
 
@@ -110,7 +111,7 @@ def shard_dictionaries(source: Source, out: Path, num_ranks: int, wanted: Target
             "--format npy: its names are Hugging Face's, and nothing in it is float; without --to, --dtype"
         )
     opened = _open(source)
-    with Line() as line:
+    with Line(in_bytes) as line:
         export.cut(out, opened, num_ranks, wanted.deq_scale or "int64", line)
     linears = list(opened.config.quantised)
     text = f"{out}: the dictionaries of {len(linears)} linears, part_model/0 to {num_ranks - 1}\n"
@@ -148,32 +149,13 @@ def _how(source: Source, strict: bool) -> How:
     )
 
 
-class Line:
-    """Progress as one line that overwrites itself, where somebody looks on."""
-
-    def __init__(self) -> None:
-        self._to_terminal = sys.stderr.isatty()
-
-    def __call__(self, done: int, total: int, name: str) -> None:
-        if self._to_terminal:
-            share = 100 * done // max(total, 1)
-            _progress.line(f"{share:3d} %  {printed_size(done)} of {printed_size(total)}  {name}")
-
-    def __enter__(self) -> "Line":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._to_terminal:
-            _progress.line()
-
-
 def _tell(report: Report, out: Path, json: bool) -> None:
     if json:
         _print(as_json(report).decode())
         return
     ranks = "" if report.num_ranks is None else f" on {report.num_ranks} ranks"
     _print(
-        f"{out}: {report.num_tensors} tensors{ranks}, {printed_size(report.num_bytes)} of {', '.join(report.dtypes)},"
+        f"{out}: {report.num_tensors} tensors{ranks}, {words.size(report.num_bytes)} of {', '.join(report.dtypes)},"
         f" {report.source_layout} ({report.source_container}) to {report.layout} ({report.container})\n"
     )
     for name, why in report.dropped.items():
@@ -186,7 +168,7 @@ def _show(terminal: Terminal, found: inspection.Inspection) -> None:
         "weights": f"{found.container}, layout {found.layout}",
         "family": found.architecture,
         "parameters": f"{found.num_parameters:,}",
-        "dtypes": ", ".join(f"{dtype} ({printed_size(size)})" for dtype, size in found.dtypes.items()),
+        "dtypes": ", ".join(f"{dtype} ({words.size(size)})" for dtype, size in found.dtypes.items()),
         "layers": str(found.num_layers),
         "heads": f"{found.num_heads} of {found.head_dim}, {found.num_kv_heads} for keys and values",
         "width": f"{found.hidden_size}, MLP {found.intermediate_size}, vocabulary {found.vocab_size}",
@@ -210,7 +192,7 @@ def _show(terminal: Terminal, found: inspection.Inspection) -> None:
     for column in sizes.columns[1:]:
         column.justify = "right"
     for group in found.groups:
-        sizes.add_row(group.name, str(group.num_tensors), f"{group.num_parameters:,}", printed_size(group.num_bytes))
+        sizes.add_row(group.name, str(group.num_tensors), f"{group.num_parameters:,}", words.size(group.num_bytes))
     terminal.print()
     terminal.print(sizes)
 
@@ -234,15 +216,6 @@ def _by_last_name(linears: Iterable[str]) -> str:
     """Such as `2 q_proj, 1 down_proj`."""
     numbers = Counter(linear.rpartition(".")[2] for linear in linears)
     return ", ".join(f"{number} {name}" for name, number in numbers.items())
-
-
-def printed_size(size: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    return f"{size:.4g} GB"
 
 
 def _print(text: str) -> None:

@@ -8,7 +8,6 @@ its own, so that nothing that another model, another protocol or other questions
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,28 +40,25 @@ class Journal:
     """Appends marked items to a folder, each as soon as it is marked; cache.csv in the order of the items.
 
     With `resume` a folder that was begun before goes on: `done` has the items that need not be asked again. Raises
-    InputError when the folder is of another model or protocol.
+    InputError when the files cannot be written, InvalidMeasurement when the folder is of another model or protocol.
     """
 
     def __init__(self, folder: Path, header: Header, items: Sequence[Item], *, resume: bool = False) -> None:
         self._path = folder / ITEMS
         self._keys = {key_of(header, item): number for number, item in enumerate(items)}
         self.done = self._taken_up(header) if resume else {}
-        self._encoder = msgspec.json.Encoder()
+        self._items = jsonlines.Appended(self._path, header, "the answers")
         try:
-            self._items = self._path.open("ab", buffering=0)
             self._cache = (folder / CACHE).open("wb", buffering=0)
         except OSError as error:
-            raise InputError(f"{folder}: cannot write the journal ({error.strerror})") from error
-        if not self._items.tell():
-            self._write(self._encoder.encode(header) + b"\n")
+            raise InputError(f"{folder / CACHE}: cannot write ({error.strerror})") from error
         self._next = 0  # of cache.csv
         self._waiting = dict(self.done)
         self._drain()
 
     def append(self, marked: Marked) -> None:
         """Keep one marked item."""
-        self._write(self._encoder.encode(marked) + b"\n")
+        self._items.append(marked)
         self.done[marked.number] = marked
         self._waiting[marked.number] = marked
         self._drain()
@@ -81,17 +77,14 @@ class Journal:
         self.close()
 
     def _taken_up(self, header: Header) -> dict[int, Marked]:
-        """The lines of a run that was begun with these keys; a torn last one is cut off."""
-        data = self._path.read_bytes() if self._path.exists() else b""
-        if b"\n" not in data:  # killed before its first line was whole
-            self._path.write_bytes(b"")
+        """The lines of a run that was begun with these keys."""
+        if not jsonlines.begun(self._path):  # killed before its first line was whole
             return {}
         found, lines = read(self._path)
         for name in ("fingerprint", "protocol", "via", "num_items"):
             was, now = getattr(found, name), getattr(header, name)
             if was != now:
                 raise InvalidMeasurement(f"{self._path}: begun with {name} {was}, not with {now}; leave --resume out")
-        os.truncate(self._path, data.rfind(b"\n") + 1)
         own = {line.key: line for line in lines if line.key in self._keys}
         return {self._keys[key]: msgspec.structs.replace(line, number=self._keys[key]) for key, line in own.items()}
 
@@ -99,12 +92,6 @@ class Journal:
         while self._next in self._waiting:
             self._cache.write(cache_line(self._waiting.pop(self._next)))
             self._next += 1
-
-    def _write(self, line: bytes) -> None:
-        try:
-            self._items.write(line)
-        except OSError as error:
-            raise InvalidMeasurement(f"{self._path}: cannot keep the answers ({error.strerror})") from error
 
 
 def read(path: Path) -> tuple[Header, list[Marked]]:

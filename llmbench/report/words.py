@@ -43,6 +43,15 @@ def time(value_s: float | None) -> str:
     return f"{_short(value_s * factor)} {name}"
 
 
+def size(num_bytes: float) -> str:
+    """`5.51 MB`: at most four digits, units of a thousand."""
+    for name in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.4g} {name}"
+        num_bytes /= 1000
+    return f"{num_bytes:.4g} GB"
+
+
 def quantity(value: float | None, its_unit: str) -> str:
     """A check's value: times in the unit that suits them."""
     if value is None:

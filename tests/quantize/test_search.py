@@ -177,8 +177,8 @@ def distance_of_what_it_makes(command: str, texts: list[list[int]], tmp_path: Pa
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (("embedded", "--kinds", "w4"), "--kinds: unknown kinds 'w4'"),
-        (("embedded", "--methods", "m9"), "--methods: unknown methods 'm9'"),
+        (("embedded", "--kinds", "w4"), "--kinds: unknown kind 'w4'"),
+        (("embedded", "--methods", "m9"), "--methods: unknown method 'm9'"),
         (("embedded", "--methods", ""), "--methods: give at least one"),
         (("embedded", "--engine", "none"), "unknown engine 'none'"),
         (("embedded", "--eval", "mmul"), "unknown eval 'mmul'"),
