@@ -17,7 +17,7 @@ from llmbench.quantize.forward import NORM_POINTS, POINTS, prefix
 from llmbench.weights.convert import Report, Target, convert
 from llmbench.weights.model import of_weights
 from llmbench.weights.sources import How, open_weights
-from llmbench.weights.tensors import Bits, Tensor
+from llmbench.weights.tensors import Tensor, held
 
 
 def plant(spec: str, out: Path, factor: float = 64.0, num_channels: int = 4, seed: int = 0) -> Report:
@@ -31,17 +31,12 @@ def plant(spec: str, out: Path, factor: float = 64.0, num_channels: int = 4, see
             scale = np.ones(opened.config.hidden_size, np.float32)
             scale[rng.permutation(len(scale))[:num_channels]] = factor
             norm = f"{prefix(layer)}{POINTS[point].source}.weight"
-            changed[norm] = _held(model.tensor(norm) * scale)
+            changed[norm] = held(model.tensor(norm) * scale)
             for linear in POINTS[point].linears:
                 name = f"{prefix(layer)}{linear}.weight"
-                changed[name] = _held(model.tensor(name) / scale)
+                changed[name] = held(model.tensor(name) / scale)
     planted = msgspec.structs.replace(opened, tensors=opened.tensors | changed)
     return convert(planted, out, Target(layout="hf", dtype="float32"), lambda done, total, name: None)
-
-
-def _held(values: Bits) -> Tensor:
-    """A tensor that is in memory."""
-    return Tensor(shape=values.shape, dtype="float32", rows=lambda start, stop: values[start:stop])
 
 
 def main() -> None:

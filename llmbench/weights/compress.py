@@ -1,10 +1,10 @@
 """Folders of quantised weights whose matrices are compressed, and those folders again: file by file, bit by bit.
 
 A folder is whole, or has the folders of ranks that `weights shard` cuts, or MindIE's part0-of-2 …; other folders in
-it, such as anti_weight, are left out. In each safetensors
-file the int8 matrices that the description calls W8A8S become `NAME.weight`, `NAME.index`, `NAME.info` (tiles); all
-else lies there as it did, other files are copied. `compression.json` has the sha256 of every file, as it is now and as
-it was, and one of itself, so that a folder of which a bit is not as it was written is refused.
+it, such as anti_weight, are left out. In each safetensors file the int8 matrices that the description calls W8A8S
+become `NAME.weight`, `NAME.index`, `NAME.info` (tiles); all else lies there as it did, other files are copied.
+`compression.json` has the sha256 of every file, as it is now and as it was, and one of itself, so that a folder of
+which a bit is not as it was written is refused.
 """
 
 import fnmatch
@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
@@ -25,7 +25,7 @@ import numpy as np
 from llmbench import config as settings
 from llmbench.errors import InputError
 from llmbench.weights import cann, convert, files, guide, quantised, tiles
-from llmbench.weights.convert import Progress, new_folder
+from llmbench.weights.convert import Meter, Progress, new_folder
 from llmbench.weights.files import Entry
 from llmbench.weights.quantised import Description
 from llmbench.weights.sources import COMPRESSED
@@ -112,7 +112,7 @@ def compress(folder: Path, out: Path, wanted: Wanted, progress: Progress) -> Com
     chosen = _chosen(folder, wanted)
     homes = [folder, *_parts(folder)]
     paths = [path for home in homes for path in sorted(home.iterdir()) if path.is_file()]
-    meter = _Meter(progress, chosen)
+    meter = Meter(progress, sum(entry.num_bytes for linears in chosen.values() for entry in linears.values()))
     written: dict[str, File] = {}
     # a compressed file is put together from what is compressed already
     with new_folder(out, 2 * sum(path.stat().st_size for path in paths)) as aside:
@@ -148,9 +148,8 @@ def decompress(folder: Path, out: Path, progress: Progress) -> Compression:
         raise InputError(
             f"{folder}: compressed by CANN's tool, whose stream only a 310P unzips; keep the model it is of"
         )
-    total = sum(linear.num_bytes_before for linear in found.linears.values())
-    done = 0
-    with new_folder(out, 2 * (total + sum((folder / name).stat().st_size for name in found.files))) as aside:
+    meter = Meter(progress, sum(linear.num_bytes_before for linear in found.linears.values()))
+    with new_folder(out, 2 * (meter.total + sum((folder / name).stat().st_size for name in found.files))) as aside:
         for name, file in found.files.items():
             if file.path_before is None:
                 continue
@@ -159,12 +158,7 @@ def decompress(folder: Path, out: Path, progress: Progress) -> Compression:
             if not file.linears:
                 shutil.copyfile(folder / name, target)
                 continue
-
-            def told(linear: str, so_far: int = done) -> None:
-                progress(so_far, total, linear)
-
-            digest = _decompressed(folder / name, file, target, told)
-            done += sum(linear.num_bytes_before for linear in file.linears.values())
+            digest = _decompressed(folder / name, file, target, meter)
             if digest != file.sha256_before:
                 raise InputError(
                     f"{folder / name}: what comes out is not what was compressed; compress the model again"
@@ -251,25 +245,11 @@ def _renamed(path: Path, folder: Path, wanted: Wanted, num_parts: int) -> PurePo
     return there
 
 
-class _Meter:
-    """How much is compressed."""
-
-    def __init__(self, progress: Progress, chosen: Mapping[Path, Mapping[str, Entry]]) -> None:
-        self._progress = progress
-        self._done = 0
-        self._total = sum(entry.num_bytes for linears in chosen.values() for entry in linears.values())
-
-    def told(self, name: str, num_bytes: int) -> None:
-        """To be called before a linear is compressed."""
-        self._progress(self._done, self._total, name)
-        self._done += num_bytes
-
-
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
 def _compressed(
-    path: Path, chosen: Mapping[str, Entry], target: Path, folder: Path, wanted: Wanted, meter: _Meter
+    path: Path, chosen: Mapping[str, Entry], target: Path, folder: Path, wanted: Wanted, meter: Meter
 ) -> File:
     """A file whose chosen matrices are triples."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -292,7 +272,7 @@ def _compressed(
                 for chunk in files.contents(entry):
                     before.update(chunk)
                 continue
-            meter.told(linear, entry.num_bytes)
+            meter.begin(linear, entry.num_bytes)
             weight = _matrix(entry, linear, wanted)
             before.update(weight.tobytes())
             disabled = any(fnmatch.fnmatchcase(linear, pattern) for pattern in wanted.disabled)
@@ -345,7 +325,7 @@ def _put(streams: BinaryIO, triple: Triple, name: str) -> dict[str, Entry]:
     return found
 
 
-def _decompressed(path: Path, file: File, target: Path, told: Callable[[str], None]) -> str:
+def _decompressed(path: Path, file: File, target: Path, meter: Meter) -> str:
     """Write a file as it was; its sha256. Raises InputError for a stream that is damaged."""
     entries = files.read_header(path)
     header = str(json.loads(files.header_text(path))["__metadata__"][_HEADER]).encode()
@@ -359,7 +339,7 @@ def _decompressed(path: Path, file: File, target: Path, told: Callable[[str], No
             if name == linear or linear not in file.linears:
                 yield from files.contents(entries[name])
                 continue
-            told(linear)
+            meter.begin(linear, file.linears[linear].num_bytes_before)
             weight, index, info = (_array(entries[f"{linear}.{part}"]) for part in ("weight", "index", "info"))
             yield tiles.unpack(Triple(weight, index, info.view("<i8")), f"{path}: {linear}").tobytes()
 

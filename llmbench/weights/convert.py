@@ -80,7 +80,7 @@ def convert(opened: Opened, out: Path, target: Target, progress: Progress) -> Re
     _check(target)
     names.check_mergeable(target.layout, opened.config)
     tensors, moved = names.to_layout(_prepared(opened, target), target.layout, opened.config)
-    meter = _Meter(progress, tensors.values())
+    meter = Meter(progress, _num_bytes(tensors.values()))
     with new_folder(out, meter.total) as folder:
         written = _write_whole(folder, tensors, opened.config, target, meter)
         write_rest(folder, opened, opened.config, target.dtype)
@@ -108,7 +108,7 @@ def cut(
         names.to_layout(shard.pieces(prepared, how, rank, num_ranks), target.layout, own) for rank in range(num_ranks)
     ]
     everything = [tensor for tensors, _ in ranks for tensor in tensors.values()]
-    meter = _Meter(progress, everything)
+    meter = Meter(progress, _num_bytes(everything))
     written: dict[str, str] = {}
     with new_folder(out, meter.total) as folder:
         for rank, (tensors, _) in enumerate(ranks):
@@ -150,19 +150,18 @@ def _prepared(opened: Opened, target: Target) -> dict[str, Tensor]:
     return found
 
 
-class _Meter:
-    """How much is written."""
+class Meter:
+    """How much of `total` bytes is done."""
 
-    def __init__(self, progress: Progress, tensors: Iterable[Tensor]) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self._progress = progress
         self._done = 0
-        self.total = sum(tensor.num_bytes for tensor in tensors)
+        self.total = total
 
-    def through(self, name: str, tensor: Tensor) -> Tensor:
-        """To be called before a tensor is written."""
+    def begin(self, name: str, num_bytes: int) -> None:
+        """To be called before the so many bytes of this name are worked on."""
         self._progress(self._done, self.total, name)
-        self._done += tensor.num_bytes
-        return tensor
+        self._done += num_bytes
 
 
 @contextlib.contextmanager
@@ -188,7 +187,7 @@ def new_folder(out: Path, num_bytes: int) -> Iterator[Path]:
 
 
 def _write_whole(
-    folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig, target: Target, meter: _Meter
+    folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig, target: Target, meter: Meter
 ) -> dict[str, str]:
     """All tensors in one file or several, with an index; the sha256 of each."""
     if target.container == "ckpt":
@@ -203,7 +202,7 @@ def _write_whole(
     if names.layout(target.layout).mindspore:
         write_json(folder / files.NAME_MAP, places)
     elif len(parts) > 1:
-        size = {"total_size": sum(tensor.num_bytes for tensor in tensors.values())}
+        size = {"total_size": _num_bytes(tensors.values())}
         write_json(folder / f"{stem}{files.INDEX_END}", {"metadata": size, "weight_map": places})
     return written
 
@@ -221,7 +220,7 @@ def _parts(tensors: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tens
     return parts
 
 
-def _write_one(path: Path, tensors: Mapping[str, Tensor], target: Target, meter: _Meter) -> str:
+def _write_one(path: Path, tensors: Mapping[str, Tensor], target: Target, meter: Meter) -> str:
     """Tensors in one file; its sha256."""
     if target.container == "ckpt":
         buffers = _checkpoint(tensors, meter)
@@ -240,17 +239,19 @@ def write(path: Path, buffers: Iterable[Buffer]) -> str:
     return digest.hexdigest()
 
 
-def _checkpoint(tensors: Mapping[str, Tensor], meter: _Meter) -> Iterator[Buffer]:
+def _checkpoint(tensors: Mapping[str, Tensor], meter: Meter) -> Iterator[Buffer]:
     for name, tensor in tensors.items():
-        yield from ckpt.values(name, meter.through(name, tensor))
+        meter.begin(name, tensor.num_bytes)
+        yield from ckpt.values(name, tensor)
 
 
-def _safetensors(tensors: Mapping[str, Tensor], framework: str, meter: _Meter) -> Iterator[Buffer]:
+def _safetensors(tensors: Mapping[str, Tensor], framework: str, meter: Meter) -> Iterator[Buffer]:
     """The bytes of a safetensors file: its head, and the tensors."""
     head, starts = files.head({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, framework)
     yield head
     for name in starts:
-        for _, block in meter.through(name, tensors[name]).blocks():
+        meter.begin(name, tensors[name].num_bytes)
+        for _, block in tensors[name].blocks():
             yield np.ascontiguousarray(block).data.cast("B")
 
 
@@ -295,11 +296,15 @@ def _report(
         dtypes=sorted({tensor.dtype for tensor in everything}),
         num_ranks=num_ranks,
         num_tensors=len(everything),
-        num_bytes=sum(tensor.num_bytes for tensor in everything),
+        num_bytes=_num_bytes(everything),
         mapped={name: tuple(own for hf in hfs for own in opened.moved[hf]) for name, hfs in moved.items()},
         dropped=opened.dropped,
         files=written,
     )
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.num_bytes for tensor in tensors)
 
 
 def write_json(path: Path, value: Any) -> None:

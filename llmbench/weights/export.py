@@ -11,16 +11,15 @@ import numpy as np
 from llmbench.errors import InputError
 from llmbench.weights import convert, files, guide, quantised, shard
 from llmbench.weights.config import ModelConfig, check_shapes, expected_shapes
-from llmbench.weights.convert import Progress, Target
+from llmbench.weights.convert import Meter, Progress, Target
 from llmbench.weights.quantised import W8A16, DeqForm, Float32, Kind, KVScales, Linear
 from llmbench.weights.sources import Opened
-from llmbench.weights.tensors import STORED, Bits, Tensor
+from llmbench.weights.tensors import STORED, Bits, held
 
 Form = Literal["modelslim", "npy"]
-FORMS: dict[Form, str] = {
-    "modelslim": "safetensors with a description beside them, as MindIE and vllm-mindspore read",
-    "npy": "the dictionaries of the ATB guide, and anti_weight with all that is float",
-}
+FORMS: tuple[Form, ...] = ("modelslim", "npy")
+"""modelslim: safetensors with a description beside them, as MindIE and vllm-mindspore read; npy: the dictionaries of
+the ATB guide, and anti_weight with all that is float."""
 
 _RANKS = "part_model"
 _DTYPES = {"weight": "int8", "input_offset": "int8", "quant_bias": "int32"}  # the others are float32
@@ -80,9 +79,8 @@ def cut(
     shard.check(opened.name, config, num_ranks)
     how = shard.cuts(config, num_ranks)
     kv = [name for name in opened.tensors if name.endswith(quantised.KV_PARTS)]
-    total = sum(opened.tensors[f"{name}.weight"].num_bytes for name in config.quantised)
-    done = 0
-    with convert.new_folder(out, total) as folder:
+    meter = Meter(progress, sum(opened.tensors[f"{name}.weight"].num_bytes for name in config.quantised))
+    with convert.new_folder(out, meter.total) as folder:
         for rank in range(num_ranks):
             tensors = shard.pieces(opened.tensors, how, rank, num_ranks)
             home = folder / _RANKS / str(rank)
@@ -91,14 +89,13 @@ def cut(
                 writer.put_kv({name: tensors[name].rows(0, tensors[name].shape[0]) for name in kv})
                 for name, kind in config.quantised.items():
                     weight = tensors[f"{name}.weight"]
-                    progress(done, total, name)
+                    meter.begin(name, weight.num_bytes)
                     writer.put(name, quantised.linear(tensors, name, kind, 0, weight.shape[0]))
-                    done += weight.num_bytes
 
 
 def _with(opened: Opened, floats: Mapping[str, Float32]) -> Opened:
     """The float model with some tensors replaced or added."""
-    added = {name: _held(np.asarray(values, np.float32)) for name, values in floats.items()}
+    added = {name: held(np.asarray(values, np.float32)) for name, values in floats.items()}
     return msgspec.structs.replace(
         opened,
         tensors=opened.tensors | added,
@@ -107,10 +104,6 @@ def _with(opened: Opened, floats: Mapping[str, Float32]) -> Opened:
             opened.config, norm_bias=opened.config.norm_bias or any(name.endswith("layernorm.bias") for name in floats)
         ),
     )
-
-
-def _held(values: Float32) -> Tensor:
-    return Tensor(shape=values.shape, dtype="float32", rows=lambda start, stop: values[start:stop])
 
 
 def _places(plain: Opened, config: ModelConfig, deq_scale: DeqForm) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -140,19 +133,16 @@ def _write_modelslim(
 ) -> None:
     places = _places(plain, config, deq_scale)
     head, starts = files.head(places, "pt")
-    total = sum(math.prod(shape) * STORED[dtype].itemsize for dtype, shape in places.values())
-    done = 0
+    meter = Meter(progress, sum(math.prod(shape) * STORED[dtype].itemsize for dtype, shape in places.values()))
     with (folder / f"{quantised.weights_stem(config.quantised)}.safetensors").open("wb") as file:
         file.write(head)
 
         def put(name: str, values: Bits, row: int = 0) -> None:
-            nonlocal done
             dtype, shape = places[name]
             stored = np.ascontiguousarray(values, STORED[dtype])
-            progress(done, total, name)
+            meter.begin(name, stored.nbytes)
             file.seek(starts[name] + row * math.prod(shape[1:]) * stored.itemsize)
             file.write(stored.data.cast("B"))
-            done += stored.nbytes
 
         for name in places:
             if name in plain.tensors and name.rpartition(".")[0] not in config.quantised:

@@ -25,7 +25,7 @@ from llmbench.errors import InputError
 from llmbench.weights import dictionaries, quantised
 from llmbench.weights.dictionaries import Array
 from llmbench.weights.quantised import KV_PARTS, PARTS, W8A16, DeqForm, Kind, Linear
-from llmbench.weights.tensors import Bits, Tensor, widen
+from llmbench.weights.tensors import Bits, Tensor, held, widen
 
 WEIGHTS = "quant_weight.npy"
 FLOAT_FOLDER = "anti_weight"
@@ -163,7 +163,7 @@ def _weight(found: _Dictionaries, name: str) -> Tensor:
 def _small(array: Array, dtype: npt.DTypeLike, *shape: int) -> Tensor:
     """A tensor of few values, read now; tools write them as numbers, arrays of one, or vectors."""
     values: npt.NDArray[Any] = array.whole().astype(dtype).reshape(shape or (-1,))
-    return Tensor(shape=values.shape, dtype=str(values.dtype), rows=lambda start, stop: values[start:stop])
+    return held(values)
 
 
 def _origin(name: str) -> str:

@@ -107,6 +107,11 @@ def of(source: Source) -> dict[str, Tensor]:
     }
 
 
+def held(values: Bits) -> Tensor:
+    """An array of one of the dtypes that NumPy knows as a tensor."""
+    return Tensor(shape=values.shape, dtype=str(values.dtype), rows=lambda start, stop: values[start:stop])
+
+
 def blocks(shape: tuple[int, ...], rows: Callable[[int, int], Bits]) -> Iterator[tuple[int, Bits]]:
     """The rows of a tensor of this shape in pieces of about 4 M values: the first row of each, and the piece."""
     # 64: readers that tile get whole tiles
