@@ -13,14 +13,13 @@ from llmbench.accuracy.judge import Evidence, judge
 from llmbench.accuracy.lane import Lane
 from llmbench.accuracy.measure import FIGURES, Figures, Scratch, measure
 from llmbench.errors import InputError
+from llmbench.metrics.front import PROFILES
 from llmbench.weights.model import Model
 
 Float32 = npt.NDArray[np.float32]
 Ids = Sequence[int]
 Told = Callable[[int, int], None]
 
-PROFILES = ("w8", "w4")
-"""Of quantised weights, the strictest first."""
 _MOST_ROWS = 64  # that are held against each other at once
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+PROFILES = ("w8", "w4")
+"""Of `acc compare`, for quantised weights; the strictest first."""
 SPEED_TOLERANCE = 0.05
 """Speeds count as the same unless the slowest turn of one is so much faster than the fastest of the other."""
 
@@ -26,7 +28,7 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     top1: float = 1.0
     delta_p_rms: float = 0.0
     profile: str = ""
-    """The strictest profile of `acc compare` whose gates it keeps, w8 or w4."""
+    """The strictest profile of `acc compare` whose gates it keeps, one of PROFILES or none."""
     decode_tokens_per_s: float = 0.0
     ttft_s: float = 0.0
     speed: float = 1.0

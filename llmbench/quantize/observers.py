@@ -18,6 +18,7 @@ Method: TypeAlias = Literal["min-max", "histogram", "auto"]
 
 NUM_BINS = 2048
 AUTO_LIMIT = 50.0
+_SCORED = 5  # batches that the score is of
 _LEVELS = 255  # steps between the 256 values of an int8
 
 
@@ -80,8 +81,8 @@ class Histogram:
     so that every count stays exact.
     """
 
-    def __init__(self, num_bins: int = NUM_BINS) -> None:
-        self.counts: Int64 = np.zeros(num_bins, np.int64)
+    def __init__(self) -> None:
+        self.counts: Int64 = np.zeros(NUM_BINS, np.int64)
         self.low, self.high = 0.0, 0.0
 
     def see(self, x: Float32) -> None:
@@ -202,11 +203,11 @@ class ChannelWatch:
 class Score:
     """How much an input has outliers: max|x - z| / std(x - z), z the middle between each channel's ends.
 
-    Of the first batches only: `num` of them.
+    Of the first five batches only.
     """
 
-    def __init__(self, width: int, num: int = 5) -> None:
-        self._left = num
+    def __init__(self, width: int) -> None:
+        self._left = _SCORED
         self._low: Float64 = np.full(width, np.inf)
         self._high: Float64 = np.full(width, -np.inf)
         self._sum: Float64 = np.zeros(width)

@@ -11,13 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmbench.metrics.front import Scored, front
+from llmbench.metrics.front import PROFILES, Scored, front
 from llmbench.report import html, words
 from llmbench.report._charts import Floats, Layer, Scale, figure, scale
 
 _HEAD = ("", "form", "MB", "x", "tok/s", "x", "KLD", "top-1", "profile")
 _MORE = ("slowest x", "fastest x", "first token ms", "RMS dp")
-_PROFILES = ("w8", "w4")
 _COLOURS = "abcde"
 _NOTE = (
     "* nothing found here is smaller, faster and nearer to the float model at once (a speed is another one when all "
@@ -62,7 +61,7 @@ def show(console: Console, title: str, what: str, found: Sequence[Scored]) -> No
 def smallest(found: Sequence[Scored]) -> str:
     """The smallest form that keeps the strictest profile, and the command that makes it."""
     known = [one for one in found if one.command and not one.failed]
-    for profile in _PROFILES:
+    for profile in PROFILES:
         kept = [one for one in known if one.profile == profile]
         if kept:
             best = min(kept, key=lambda one: one.num_bytes)
