@@ -11,8 +11,11 @@ app = typer.Typer(
     help="Check the logits of a stack against base logits: `acc --base DIR` replays and compares, `acc dump` makes a "
     "base, `acc run` checks the rows of a timed load, `acc compare` compares two captures, `acc show` looks at a row, "
     "`acc bisect` names the layer in which they part, `acc threeway` judges errors by those of the dtype. Without a "
-    "base: `acc batchvar`, `acc determinism`, `acc selfcheck`, `acc calibrate`. Exit 0: passed, 1: values differ, "
-    "3: rows are missing or broken, 4: inconclusive."
+    "base: `acc batchvar`, `acc determinism`, `acc selfcheck`, `acc calibrate`.\n\n"
+    "\b\n"
+    "llmbench acc dump -o base -n 40\n"
+    "llmbench acc --base base -n 40 -c 16\n\n"
+    "Exit 0: passed, 1: values differ, 3: rows are missing or broken, 4: inconclusive."
 )
 
 Number = Annotated[int, typer.Option("-n", "--num-requests", min=1, help="The first so many samples.")]
@@ -103,7 +106,12 @@ def dump(
     engine: EngineName = None,
     config: Config = None,
 ) -> None:
-    """Make a base: replay the accuracy requests against the bundled stack and keep its logits."""
+    """Make a base: replay the accuracy requests against the bundled stack and keep its logits.
+
+    \b
+    llmbench acc dump -o file_npy_base
+    llmbench acc dump -o base -n 100 --tier topk --model path/to/hf-folder
+    """
     from llmbench.cli import _acc
 
     stack = _acc.Stack(model=model, engine=engine, config=config, tokenizer=tokenizer)
@@ -132,7 +140,14 @@ def compare(
     html: Annotated[Path | None, typer.Option(help="Write a page there.")] = None,
     rows: Annotated[Path | None, typer.Option(help="Write the figures of every row there, as .npz.")] = None,
 ) -> None:
-    """Compare two captures, ours or the contest's. Exit 0: passed, 1: failed, 3: not comparable, 4: inconclusive."""
+    """Compare two captures, ours or the contest's.
+
+    \b
+    llmbench acc compare base rows --profile fp16 --html page.html
+    llmbench acc compare file_npy_base file_npy --legacy
+
+    Exit 0: passed, 1: failed, 3: not comparable, 4: inconclusive.
+    """
     from llmbench.accuracy.compare import Options
     from llmbench.cli import _acc
     from llmbench.cli._acc_files import Outputs

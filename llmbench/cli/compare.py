@@ -43,6 +43,9 @@ def compare(
 ) -> None:
     """Compare two builds by their repeated runs; the run is what is repeated, not the request.
 
+    \b
+    llmbench compare results/a results/b --metric tpot:p90=3%
+
     Exit status 0: no regression, 1: a regression, 3: runs are INVALID or had other plans, 4: inconclusive.
     """
     from llmbench.cli import _compare

@@ -20,6 +20,10 @@ def doctor(
 ) -> None:
     """Check this machine as a measuring instrument: its own error, what load it can carry, what stands in the way.
 
+    \b
+    llmbench doctor -X 50
+    llmbench doctor --concurrency 64 --dialect openai_chat --full
+
     A server whose emission times are known is measured at the planned load. Exit status 0: fine; 3: this machine cannot
     measure that load.
     """

@@ -63,7 +63,15 @@ def ask(
     results: Annotated[Path, typer.Option(help="Where the folders of runs are.")] = Path("results"),
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Ask all questions, count what is right. Exit 0: done, 1: below --min-accuracy, 3: questions were not answered."""
+    """Ask all questions, count what is right.
+
+    \b
+    llmbench eval mmlu
+    llmbench eval mmlu --data hendrycks/data --split test --url http://host:8000 --tokenizer tokenizer.model
+    llmbench eval mmlu --offline --model path/to/hf-folder --min-accuracy 0.45
+
+    Exit 0: done, 1: below --min-accuracy, 3: questions were not answered.
+    """
     from llmbench.cli import _eval
 
     settings = _eval.Settings(
@@ -109,9 +117,9 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare two runs of the same questions. Exit 0: the same answers, or not worse by the margin, 1: worse,
+    """Compare two runs of the same questions, item by item: `llmbench eval compare results/BASE results/NEW`.
 
-    3: not comparable, 4: too few questions to tell.
+    Exit 0: the same answers, or not worse by the margin, 1: worse, 3: not comparable, 4: too few questions to tell.
     """
     from llmbench.cli import _eval_compare
 

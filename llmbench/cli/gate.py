@@ -6,8 +6,13 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Judge a build against another one, or against a stored baseline. Exit 0: no regression, 1: a regression of "
-    "speed or accuracy, 3: the runs are not valid, 4: inconclusive."
+    help="Judge a build against another one, or against a stored baseline.\n\n"
+    "\b\n"
+    "llmbench gate --settings configs/gate/embedded.yaml --a old.yaml --b new.yaml --junit gate.xml\n"
+    "llmbench gate update --baseline DIR --settings configs/gate/embedded.yaml --b old.yaml\n"
+    "llmbench gate --baseline DIR --b new.yaml\n\n"
+    "Both stacks are launched in turn, ABBA, each run on a fresh server with the same plan, until it is sure. "
+    "Exit 0: no regression, 1: a regression of speed or accuracy, 3: the runs are not valid, 4: inconclusive."
 )
 
 SETTINGS_HELP = "What is measured and what decides, as in configs/gate."

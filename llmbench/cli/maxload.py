@@ -53,6 +53,10 @@ def maxload(  # the names are those of `_maxload.Search` and of `_perf.Settings`
 ) -> None:
     """Search for the highest Poisson rate at which all objectives hold, and say between which rates it lies.
 
+    \b
+    llmbench maxload --slo "ttft:p99<500ms"
+    llmbench maxload --slo "ttft:p90<150ms" --url http://host:8000 --dialect openai_chat --max-rate 50
+
     Exit status 0: found to the precision, 1: no rate in the range holds, 3: the client cannot measure that load, 4: the
     bounds are still wider than the precision.
     """

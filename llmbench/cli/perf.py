@@ -154,9 +154,16 @@ def perf(  # the names are those of `_perf.Settings`, which is made from all tha
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the verdict only.")] = False,
 ) -> None:
-    """Measure a serving stack under load. Exit status 0: the run is valid, 1: an objective is not kept, 3: it is not,
+    """Measure a serving stack under load: how fast it answered, and whether to believe it.
 
-    4: it cannot be told, 130: it was interrupted.
+    \b
+    llmbench perf -X 6 -T 10                            (launches the bundled stack)
+    llmbench perf --url http://host:8000 --dialect openai_chat -X 10 -T 300 --slo "ttft:p99<500ms"
+    llmbench perf --settings configs/perf/openai.yaml
+    llmbench perf --resume results/RUN
+
+    Exit status 0: the run is valid, 1: an objective is not kept, 3: the run is not valid, 4: it cannot be told, 130: it
+    was interrupted.
     """
     from llmbench.cli import _perf
 

@@ -52,7 +52,12 @@ def make(
     seed_lengths: SeedOption = None,
     seed_sampling: SeedOption = None,
 ) -> None:
-    """Write a plan: due times, prompts, lengths, sampling seeds; `llmbench perf --plan FILE` sends it."""
+    """Write a plan: due times, prompts, lengths, sampling seeds; `llmbench perf --plan FILE` sends it.
+
+    \b
+    llmbench plan make -X 5 -T 300 -o plan.jsonl.gz
+    llmbench plan make --arrivals ramp:from=1,to=10,seconds=60 --dataset synthetic:prompt=lognormal:128:96
+    """
     from llmbench.cli import _plan
     from llmbench.workload import plan as plans
 

@@ -42,6 +42,11 @@ def report(
 ) -> None:
     """Compute a run's numbers, checks and files again from its journals, also of a run that was killed.
 
+    \b
+    llmbench report results/RUN --steady
+    llmbench report results/RUN --from 60 --to 120 --format json
+    llmbench report results/RUN --definition vllm
+
     Exit status 0: the run is valid, 1: an objective is not kept, 3: it is not valid, 4: it cannot be told.
     What other tools left is shown, not judged.
     """

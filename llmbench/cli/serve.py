@@ -51,6 +51,11 @@ def serve(
 ) -> None:
     """Launch the bundled serving stack: HTTP, queue, continuous batching, and agent processes with the engine.
 
+    \b
+    llmbench serve --port 9000
+    llmbench serve --model path/to/hf-folder --ranks 2
+    llmbench serve configs/serve/embedded.yaml --capture rows
+
     The line "ready on URL" comes when it can answer. Ctrl-C or SIGTERM ends it and leaves nothing behind.
     """
     from llmbench.cli._logging import configure

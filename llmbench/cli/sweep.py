@@ -11,6 +11,10 @@ from llmbench.cli.serve import ENGINE_HELP, MODEL_HELP
 app = typer.Typer(
     help="Time batch x input length x output length, as the ATB speed test does and step by step: an engine in this "
     "process, or with --url a server in any dialect.\n\n"
+    "\b\n"
+    "llmbench sweep --batch 1,4,16 --exps 5:11\n"
+    "llmbench sweep --url http://host:8000 --dialect vllm --tokenizer tokenizer.model --batch 1,8\n"
+    "llmbench sweep --max-batch --limit-ms 50 --input 256 --output 256\n\n"
     "Each case is warmed up, then timed twice: for one new token, and for all of them with every step apart. Lengths "
     "are exact: prompts are made to measure, answers go on behind eos. Cases that do not fit are kept with the reason, "
     "and the sweep goes on. Exit 0: done, 1: no batch is within the limit, 3: a case failed."
