@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from llmbench.logits.store import Store
 from tests.conftest import ROOT, Launch, need
+from tests.e2e.test_capture import captured
+from tests.e2e.test_forcing import OTHER, answers
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.timeout(600)]
 
@@ -50,3 +53,10 @@ def test_its_logits_pass_the_accuracy_check_against_numpys(tmp_path: Path, confi
     assert dumped.returncode == 0, dumped.stderr
     done = llmbench("acc", "--base", base, *numbers, "-c", 3, "--config", config, "--engine", engine, *results)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_another_model_on_it_is_fed_the_bases_tokens(tmp_path: Path, config: Path, engine: str) -> None:
+    base = captured(tmp_path / "base", 4, "full32")
+    new = captured(tmp_path / "new", 4, "full32", config, "--engine", engine, *OTHER, "--force", base)
+    assert answers(Store(new)) == answers(Store(base))
+    assert Store(new).table["forced"].all()
