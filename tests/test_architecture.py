@@ -22,13 +22,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workload": set(),
     "metrics": set(),
     "weights": set(),
-    "logits": set(),
-    "engines": {"weights"},
+    "native": set(),
+    "logits": {"native"},
+    "engines": {"weights", "native"},
     "loadgen": {"protocols", "workload", "metrics"},  # metrics: calibration computes the instrument's own error
     "link": {"engines", "logits", "weights"},  # weights: the agent opens the model
     "serving": {"link", "protocols", "weights", "engines"},  # engines: offline runs one in its own process
     # exam and metrics: their statistics; weights: models that are computed in this process
-    "accuracy": {"loadgen", "logits", "engines", "weights", "workload", "protocols", "exam", "metrics"},
+    "accuracy": {"loadgen", "logits", "engines", "native", "weights", "workload", "protocols", "exam", "metrics"},
     "evals": set(),
     "exam": {"evals", "loadgen", "protocols", "workload"},
     # an engine in this process or a server, as cases of a sweep; metrics has what a case is and what comes of it
@@ -49,8 +50,8 @@ ONLY_IN: dict[str, set[str]] = {
     "pyarrow": {"report"},
     "jinja2": {"serving"},
     "matplotlib": {"report", "cli"},
-    "numba": {"engines"},
-    "llvmlite": {"engines"},
+    "numba": {"engines", "native"},
+    "llvmlite": {"engines", "native", "accuracy.fused"},
     "mindspore": {"engines", "weights.files"},
     "mindformers": {"engines", "weights.files"},
     "torch": {"weights.meta"},  # opens pickles without running what is in them

@@ -7,7 +7,7 @@ The KV cache is paged: position p of a sequence lies in block `block_table[p // 
 the scheduler, not the engine, decides which blocks are whose.
 """
 
-import importlib.util
+import importlib
 import logging
 import os
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench import plugins
+from llmbench import native, plugins
 from llmbench.engines._rope import rotations as rotations
 from llmbench.engines._sampling import pick as pick
 from llmbench.errors import InputError, NotInstalled
@@ -195,12 +195,9 @@ def _why_not_numba(num_ranks: int, dtype: str | None, kv_cache: str | None) -> s
         return f"numba_llama has no {dtype}"
     if kv_cache is not None:
         return f"numba_llama has no {kv_cache} cache"
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed; pip install 'llmbench[fast]'"
-    try:
-        found = importlib.import_module("llmbench.engines._numba_isa").ISA
-    except ImportError as error:  # as for a NumPy that this numba does not know yet
-        return f"numba cannot be imported: {error}"
+    if missing := native.why_not():
+        return missing
+    found = importlib.import_module("llmbench.native.isa").ISA
     return "" if found.quick else f"numba_llama is not quick with the instructions {found.name!r}, all there are here"
 
 

@@ -13,8 +13,9 @@ import numba
 import numpy as np
 
 from llmbench.engines import _numba_kernels as kernels
-from llmbench.engines._numba_code import F32, I32, I64, Code, Value, floats, integers, kernel, same
-from llmbench.engines._numba_isa import ISA
+from llmbench.engines._numba_code import kernel
+from llmbench.native.code import F32, I32, I64, Code, Value, floats, integers, same
+from llmbench.native.isa import ISA
 
 VECTOR, PANEL_ROW = kernels.VECTOR, kernels.PANEL_ROW
 ROWS, LANES, VECTORS = ISA.rows, ISA.lanes, ISA.vectors

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import llvmlite.ir as ir
 
-from llmbench.engines._numba_code import F32, I8, I16, I32, I64, Code, Value, floats, integers, kernel, same
-from llmbench.engines._numba_isa import ISA
+from llmbench.engines._numba_code import kernel
+from llmbench.native.code import F32, I8, I16, I32, I64, Code, Value, floats, integers, same
+from llmbench.native.isa import ISA
 
 PLACES = [(row, vector) for row in range(ISA.rows) for vector in range(ISA.vectors)]  # of a tile, row by row
 VECTOR = 4 * ISA.lanes  # bytes

@@ -20,9 +20,10 @@ import numpy.typing as npt
 from llmbench import clock
 from llmbench.engines import _numba_attention as attention
 from llmbench.engines import _numba_kernels as kernels
-from llmbench.engines._numba_cache import compiled
-from llmbench.engines._numba_code import I32, I64, Code, Value, kernel
-from llmbench.engines._numba_isa import ISA
+from llmbench.engines._numba_code import kernel
+from llmbench.native.cache import compiled
+from llmbench.native.code import I32, I64, Code, Value
+from llmbench.native.isa import ISA
 
 NORMALISE, FLOAT, NARROW, INTEGER, TURN, ATTEND, GATE, PICK, QUANTISE = range(9)
 """What an operation does; see the functions below."""

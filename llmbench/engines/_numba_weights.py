@@ -1,7 +1,7 @@
 """The weights of a Llama or Qwen2 model as the numba engine multiplies with them: in panels, read once from end to end.
 
 A panel has ISA.width columns and all inputs: float32 [inputs, width]; int8 [inputs, width] where activations are floats
-(W8A16); int8 [groups, width, group] where they are int8, too (W8A8), see _numba_isa. Each linear begins a panel, and
+(W8A16); int8 [groups, width, group] where they are int8, too (W8A8), see native.isa. Each linear begins a panel, and
 what fills up its last one is 0.
 """
 
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.engines import _numba_program as program
-from llmbench.engines._numba_isa import ISA
 from llmbench.engines._numba_kernels import RAISED
 from llmbench.engines._numba_program import aligned
+from llmbench.native.isa import ISA
 from llmbench.weights.model import Model
 from llmbench.weights.quantised import W8A8, W8A16
 

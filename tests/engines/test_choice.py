@@ -19,7 +19,7 @@ def nothing_named(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixt
 
 def test_it_is_numba_where_that_is_installed_and_quick(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("numba")
-    from llmbench.engines._numba_isa import ISA
+    from llmbench.native.isa import ISA
 
     if not ISA.quick:
         pytest.skip(f"not with {ISA.name}")

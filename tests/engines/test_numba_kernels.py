@@ -15,7 +15,8 @@ import numba
 
 from llmbench.engines import _numba_kernels as kernels
 from llmbench.engines import _numba_weights as weights
-from llmbench.engines._numba_isa import ISA, VARIABLE
+from llmbench.native import VARIABLE
+from llmbench.native.isa import ISA
 from llmbench.weights.quantised import W8A8, W8A16
 
 Int32 = npt.NDArray[np.int32]

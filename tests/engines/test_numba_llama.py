@@ -179,7 +179,7 @@ import sys
 from pathlib import Path
 from llmbench.weights.model import open_model
 from tests.engines import test_numba_llama as ours
-from llmbench.engines._numba_isa import ISA
+from llmbench.native.isa import ISA
 worst = 0.0
 for i, config in enumerate((ours.LLAMA, ours.ODD)):
     folder = Path({folder!r}, str(i))
@@ -200,15 +200,14 @@ def test_other_instructions_give_the_same_logits(tmp_path: Path, isa: str) -> No
 
 def test_instructions_that_the_processor_does_not_have_are_refused() -> None:
     with pytest.raises(AssertionError, match="LLMBENCH_ISA: unknown instruction set of this processor 'avx9'"):
-        run("from llmbench.engines import _numba_isa", LLMBENCH_ISA="avx9")
+        run("from llmbench.native import isa", LLMBENCH_ISA="avx9")
 
 
 def test_without_a_folder_for_compiled_code_it_is_compiled_and_said(tmp_path: Path) -> None:
     nowhere = tmp_path / "file"
     nowhere.touch()
     assert "cannot be kept" in run(
-        "import logging, sys; logging.basicConfig(stream=sys.stdout)\n"
-        "from llmbench.engines import _numba_cache, _numba_program",
+        "import logging, sys; logging.basicConfig(stream=sys.stdout)\nfrom llmbench.engines import _numba_program",
         NUMBA_CACHE_DIR=str(nowhere),
         XDG_CACHE_HOME=str(nowhere),
     )

@@ -1,7 +1,7 @@
-"""Which vector instructions the numba engine is written with on this processor, and the tile that fits its registers.
+"""Which vector instructions code is written with on this processor, and the tile that fits its registers.
 
-A tile is what a kernel keeps in registers while it goes along the inputs of a matrix: `rows` rows of activations by
-`vectors` vectors of `lanes` columns each. With AVX-512, 6 rows by 4 vectors of 16 float32:
+A tile is what a kernel of the numba engine keeps in registers while it goes along the inputs of a matrix: `rows` rows
+of activations by `vectors` vectors of `lanes` columns each. With AVX-512, 6 rows by 4 vectors of 16 float32:
 
             columns    0..15   16..31   32..47   48..63
     row 0              acc 0   acc 1    acc 2    acc 3        24 of the 32 registers add up,
@@ -14,15 +14,13 @@ has the same bits in every batch.
 
 import os
 import platform
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import llvmlite.binding as llvm
-import numba
 
 from llmbench import plugins
 from llmbench.errors import InputError
-
-VARIABLE = "LLMBENCH_ISA"
+from llmbench.native import VARIABLE as VARIABLE
 
 
 class Isa(NamedTuple):
@@ -44,7 +42,7 @@ class Isa(NamedTuple):
 
     @property
     def quick(self) -> bool:
-        """Whether it is quicker than NumPy's BLAS, as far as measured."""
+        """Whether products are quicker than those of NumPy's BLAS, as far as measured."""
         return self.name != "portable"
 
 
@@ -67,18 +65,24 @@ _X86 = {
 _OTHERS = {"portable": _Known(Isa("portable", 4, 4, 6, "plain", 1), (), "generic")}
 
 
-def _choose() -> Isa:
-    """The best that this processor has, or what the environment asks for, which its code then does not go beyond."""
+def _choose() -> tuple[Isa, str]:
+    """The best that this processor has, or what the environment asks for; that one's code must not go beyond it."""
     known = _X86 if platform.machine().lower() in ("x86_64", "amd64") else _OTHERS
     asked = os.environ.get(VARIABLE)
     features = llvm.get_host_cpu_features()
     fit = [name for name, each in known.items() if all(features.get(need) for need in each.needs)]
     if not asked:
-        return known[fit[0]].isa
+        return known[fit[0]].isa, ""
     if asked not in fit:
         raise InputError(f"{VARIABLE}: {plugins.unknown('instruction set of this processor', asked, fit)}")
-    numba.config.CPU_NAME, numba.config.CPU_FEATURES = known[asked].processor, ""
-    return known[asked].isa
+    return known[asked].isa, known[asked].processor
 
 
-ISA = _choose()
+ISA, PROCESSOR = _choose()
+"""`PROCESSOR` is the one that code is compiled for, as LLVM calls it; "" for the one that is here, with all it has."""
+
+
+def tell(config: Any) -> None:
+    """Have numba, whose config this is, compile for the same processor."""
+    if PROCESSOR:
+        config.CPU_NAME, config.CPU_FEATURES = PROCESSOR, ""
