@@ -1,15 +1,18 @@
 """How fast two captures are compared, beside a loop of `np.load` and `np.allclose` as the contest's script has it.
 
     python benchmarks/compare.py                       # 500 requests of 68 rows of 32,000: 4.35 GB a side as full32
+    python benchmarks/compare.py --tiers full16 --ways compiled     # one of its four lines
     python benchmarks/compare.py --requests 20         # a smaller one
 
 Both captures are made on the fly, in a folder for temporary files that is removed in the end: logits with float16
 values, every row of the new capture differing from its base in most values. The comparison is the command, `llmbench
 acc compare`, in a process of its own: its time includes Python's start, its memory is the most that the process ever
-had. Reads come from the page cache, if the machine has room for both captures there.
+had. Reads come from the page cache, if the machine has room for both captures there. Where the extra `fast` is
+installed the comparison takes its compiled pass, in turns with NumPy (LLMBENCH_ISA=none); each line says which it was.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from llmbench import native
 from llmbench.logits.store import INDEX, Manifest, Tier, Writer
 
 Float32 = npt.NDArray[np.float32]
@@ -100,18 +104,22 @@ def write_files(folder: Path, size: Size, noise: float, num_files: int) -> None:
             number += 1
 
 
-def command(base: Path, new: Path, name: str) -> Measured:
+def command(base: Path, new: Path, tier: Tier, way: str) -> Measured:
     """`llmbench acc compare` in a process of its own."""
     num_bytes = sum(path.stat().st_size for side in (base, new) for path in side.glob("part-*.f*"))
-    words = [sys.executable, "-m", "llmbench", "acc", "compare", str(base), str(new)]
+    report = base.parent / "compared.json"
+    words = [sys.executable, "-m", "llmbench", "acc", "compare", str(base), str(new), "--json", str(report)]
+    environment = os.environ | ({native.VARIABLE: native.NONE} if way == "numpy" else {})
     start = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None, "it was asked for"
     screen = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     print(screen.partition("\n")[0], file=sys.stderr)
     assert os.waitstatus_to_exitcode(status) == 0, "captures that differ this little pass"
+    found = json.loads(report.read_bytes())["computed_with"]
+    name = f"acc compare, {tier}, {found}"
     return Measured(name, seconds, usage.ru_utime + usage.ru_stime, num_bytes, usage.ru_maxrss * 1024)
 
 
@@ -141,6 +149,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=68)
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--tiers", nargs="+", default=["full32", "full16"])
+    parser.add_argument("--ways", nargs="+", choices=["compiled", "numpy"], default=["compiled", "numpy"])
     parser.add_argument("--noise", type=float, default=5e-3, help="standard deviation of what is added to the base")
     parser.add_argument("--npy-files", type=int, default=2000, help="pairs for the loop of np.load and np.allclose")
     parser.add_argument("--repeats", type=int, default=3)
@@ -154,7 +163,7 @@ def main() -> None:
             write_store(base, size, tier, 0.0)
             write_store(new, size, tier, given.noise)
             warm(base, new)
-            found += [command(base, new, f"acc compare, {tier}") for _ in range(given.repeats)]
+            found += [command(base, new, tier, way) for _ in range(given.repeats) for way in given.ways]
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         base, new = Path(scratch) / "base", Path(scratch) / "new"
         num_files = min(given.npy_files, size.num_rows)

@@ -20,7 +20,7 @@ from llmbench.accuracy.lane import Lane, Logits
 from llmbench.accuracy.measure import FIGURES, Bools, Figures, Float32, Scratch, measure
 from llmbench.engines import Intp
 from llmbench.errors import InputError, ServingError
-from llmbench.logits.store import Store, is_store
+from llmbench.logits.store import Pair, Store, is_store
 from llmbench.weights.model import Model
 
 Verdict = Literal["nothing", "part", "sum", "elsewhere"]
@@ -271,7 +271,7 @@ def _figures(z: Logits, y: Logits) -> Figures:
     rows = [np.ascontiguousarray(row, np.float32) for row in (z, y)]
     out = np.zeros(1, FIGURES)
     with np.errstate(all="ignore"):
-        measure(rows[0], rows[1], np.array([-1]), Scratch(1, z.shape[1]), out)
+        measure(Pair(rows[0], rows[1]), np.array([-1]), Scratch(1, z.shape[1]), out)
     return out
 
 

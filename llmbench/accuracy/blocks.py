@@ -5,6 +5,7 @@ write their figures into memory that they share. Threads would wait for the inte
 next: a step takes some 50 us, and to be woken takes as long.
 """
 
+import logging
 import mmap
 import os
 import sys
@@ -13,14 +14,20 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
+from llmbench import native
 from llmbench.accuracy import bounds, measure
-from llmbench.accuracy.measure import FIGURES, Figures, Int64, Scratch
+from llmbench.accuracy.measure import FIGURES, Figures, Int64, Pass, Scratch
 from llmbench.accuracy.sides import Finding, Side, StoreSide, dtype_of
 from llmbench.errors import InputError
+from llmbench.logits.store import F32, Pair
 
 BLOCK_VALUES = 1 << 19  # as many values as keep a block's scratch within a core's cache
+QUICK_VALUES = 1 << 21  # the compiled pass goes over them once, and is done sooner than what Python does for a block
+WORTH_VALUES = 1 << 26  # of pairs of rows: fewer are compared before the compiled pass is ready
 _MOST_ROWS = 64
+_log = logging.getLogger(__name__)
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -43,7 +50,7 @@ class Work:
         self.figures: Figures = np.ndarray(len(base_numbers), FIGURES, shared)
         self.findings: dict[int, list[Finding]] = {}
         self._whole = base.whole(base_numbers), new.whole(new_numbers)
-        self._num_rows = max(1, min(_MOST_ROWS, BLOCK_VALUES // self._vocab_size))
+        self._quick: Pass | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -57,8 +64,20 @@ class Work:
                 total += 4 * self._vocab_size * len(numbers)
         return total
 
+    @property
+    def computed_with(self) -> str:
+        """What went over the rows: `numpy`, or the instruction set that the compiled pass is of."""
+        return "numpy" if self._quick is None else self._quick.name
+
+    @property
+    def _num_rows(self) -> int:
+        """Of a block, at most."""
+        values = BLOCK_VALUES if self._quick is None else QUICK_VALUES
+        return max(1, min(_MOST_ROWS, values // self._vocab_size))
+
     def run(self, num_processes: int) -> None:
         """Compare all pairs. Raises InputError for what cannot be read."""
+        self._quick = self._quickest()  # compiled before there are other processes, which then have it
         blocks = list(self._blocks())
         num_processes = max(1, min(num_processes if _may_fork() else 1, len(blocks)))
         others = [self._fork(blocks[i::num_processes]) for i in range(1, num_processes)]
@@ -70,6 +89,29 @@ class Work:
             if one.error:
                 raise InputError(one.error)
             self.findings |= one.findings
+
+    def _quickest(self) -> Pass | None:
+        """The compiled pass, where it can be had and is worth it."""
+        whole = self._whole[0] & self._whole[1]
+        if int(whole.sum()) * self._vocab_size < WORTH_VALUES:
+            return None
+        missing = native.why_not("llvmlite")
+        if not missing:
+            from llmbench.accuracy.fused import Fused
+
+            try:
+                return Fused(self._kinds(whole), ulp=self._ulp)
+            except OSError as error:
+                missing = str(error)
+        _log.info("rows are compared with NumPy: %s", missing)
+        return None
+
+    def _kinds(self, whole: npt.NDArray[np.bool_]) -> set[int]:
+        """Which kinds of values the pass will meet."""
+        found = set()
+        for side, numbers in zip(self._sides, self._numbers, strict=True):
+            found |= set(side.store.table["kind"][numbers[whole]].tolist()) if isinstance(side, StoreSide) else {F32}
+        return found if len(found) == 1 else found | {F32}
 
     def _fork(self, blocks: Sequence[Int64]) -> tuple[int, int]:
         """Compare these in another process: its id, and where it says what it found."""
@@ -104,7 +146,7 @@ class Work:
                 yield places[start : start + self._num_rows]
 
     def _work(self, blocks: Sequence[Int64]) -> None:
-        room = Scratch(self._num_rows, self._vocab_size)
+        room = Scratch(self._num_rows, self._vocab_size, self._quick)
         for block in blocks:
             self._compare(block, room)
 
@@ -124,11 +166,12 @@ class Work:
         n = len(block)
         z, y = room.base[:n], room.new[:n]
         base, new = self._sides
-        known, widen = None, None
+        known = None
         if isinstance(base, StoreSide) and isinstance(new, StoreSide):
-            equal, widen = base.store.read_pair(new.store, theirs, ours, z, y, room.bits)
+            equal, pair = base.store.read_pair(new.store, theirs, ours, z, y, room.bits)
             known = measure.Known(base.statistics(theirs), new.statistics(ours), equal)
         else:
+            pair = Pair(z, y)
             problems = [(base, theirs, p) for p in base.read(theirs, z, room.bits[0])]
             problems += [(new, ours, p) for p in new.read(ours, y, room.bits[1])]
             for side, numbers, problem in problems:
@@ -141,10 +184,10 @@ class Work:
                     message=problem.message,
                 )
                 self.findings.setdefault(int(block[problem.at]), []).append(finding)
-        measure.measure(z, y, tokens, room, out, known, widen)
+        measure.measure(pair, tokens, room, out, known)
         differ = ~out["equal"]
         if self._ulp and differ.any():
-            out["ulp"][differ] = measure.units(z[differ], y[differ], self._dtype).max(axis=1)
+            out["ulp"][differ] = measure.largest_units(pair, self._dtype, room)[differ]
 
     def _known_id(self, theirs: Int64, ours: Int64, at: int) -> str | None:
         base, new = self._sides

@@ -160,6 +160,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     seconds: float
     num_bytes: int
+    computed_with: str
+    """`numpy`, or the instruction set that the compiled pass over whole rows is of."""
 
 
 class Rows(NamedTuple):
@@ -340,6 +342,7 @@ class _Seen:
             notes=notes,
             seconds=seconds,
             num_bytes=self._work.num_bytes,
+            computed_with=self._work.computed_with,
         )
 
     def _id(self, i: int) -> str | None:

@@ -13,6 +13,7 @@ from llmbench.accuracy.judge import Evidence, judge
 from llmbench.accuracy.lane import Lane
 from llmbench.accuracy.measure import FIGURES, Figures, Scratch, measure
 from llmbench.errors import InputError
+from llmbench.logits.store import Pair
 from llmbench.metrics.front import PROFILES
 from llmbench.weights.model import Model
 
@@ -90,7 +91,8 @@ def figures(base: Float32, new: Float32, ids: Ids) -> Figures:
     room = Scratch(min(_MOST_ROWS, len(base)), base.shape[1])
     for start in range(0, len(base), _MOST_ROWS):
         some = slice(start, start + _MOST_ROWS)
-        measure(np.ascontiguousarray(base[some]), np.ascontiguousarray(new[some]), tokens[some], room, out[some])
+        rows = Pair(np.ascontiguousarray(base[some]), np.ascontiguousarray(new[some]))
+        measure(rows, tokens[some], room, out[some])
     return out
 
 

@@ -3,17 +3,18 @@
 z is the base row, y the new one, d = y - z, p = softmax(z), q = softmax(y), V the vocabulary. Differences and
 exponentials are float32, as the rows are; sums of up to 2048 of them are float32 too, and those sums are added up in
 float64. Few rows are worked on at a time, so that they stay in a core's second cache from the first step to the last:
-from the third, each step takes twice as long. Formulas: accuracy-methods, section 2.
+from the third, each step takes twice as long. `fused` has the same pass in compiled code, of which this one is the
+reference. Formulas: accuracy-methods, section 2.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from llmbench.errors import InputError
 from llmbench.logits import digest
-from llmbench.logits.store import Widen
+from llmbench.logits.store import Pair
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -50,11 +51,27 @@ FIGURES = np.dtype(
     ]
 )
 
+PASSED = np.dtype(
+    [
+        ("square", "<f8"),  # the sum of d²
+        ("mixed", "<f8"),  # of z d
+        ("first", "<f8"),  # of w u, where w = exp(z - scale) and u = d - shift
+        ("rest", "<f8"),  # of w (exp u - 1 - u)
+        ("highest", "<i8"),  # the id where d is largest, the lowest one of equals
+        ("lowest", "<i8"),  # where it is smallest
+        ("up", "<f4"),  # the largest d
+        ("down", "<f4"),  # the smallest, with its sign turned
+        ("scale", "<f4"),  # given, and `shift` too: d at the base's largest logit
+        ("shift", "<f4"),
+    ]
+)
+"""What a pass over all values of a row finds: the figures are made of it. Without a gap, as compiled code has it."""
+
 _SMALL = 0.1  # below it, exp(u) - 1 - u is taken from its series
 _SERIES_ERROR = 1e-4  # of what is left out, relative to the first term
 _MOST_TERMS = 4  # powers of u: what the error above wants at _SMALL
 _LARGE = 60.0  # above it, exp in float32 comes near its end
-_LOWEST = -20.0  # below it as the largest, the others come near its other end
+_LOWEST, _HIGHEST = -20.0, 20.0  # a largest logit with which neither w nor w exp(u), up to there, comes near an end
 _TILE_VALUES = 1 << 17  # a few arrays of this size fit into a second cache of 1 MB
 
 
@@ -68,16 +85,29 @@ class Known(NamedTuple):
     equal: Bools
 
 
+class Pass(Protocol):
+    """Another way to go over rows than NumPy's; `name` says which."""
+
+    name: str
+
+    def over(self, pair: Pair, passed: Figures) -> bool:
+        """Fill PASSED [n], of which `scale` and `shift` are there; false where it cannot."""
+
+    def units(self, pair: Pair, dtype: str) -> Int64 | None:
+        """As `largest_units`; None where it cannot."""
+
+
 class Scratch:
     """Room for blocks of up to `num_rows` rows, taken once: `base` and `new` float32 [num_rows, V] are filled by the
-    caller, `bits` uint16 is for reading 16-bit values.
+    caller, `bits` uint16 is for reading 16-bit values. `quick` is the pass that is taken where it can be.
 
     `weight` and `powers` are of a tile of rows. Sums are taken piece by piece of a row: `products` of w and the powers
     of u, `square` of d and d, `mixed` of z and d.
     """
 
-    def __init__(self, num_rows: int, vocab_size: int) -> None:
+    def __init__(self, num_rows: int, vocab_size: int, quick: Pass | None = None) -> None:
         shape = (num_rows, vocab_size)
+        self.quick = quick
         self.base: Float32 = digest.aligned(shape, np.float32)
         self.new: Float32 = digest.aligned(shape, np.float32)
         self.bits = (digest.aligned(shape, np.uint16), digest.aligned(shape, np.uint16))
@@ -92,23 +122,14 @@ class Scratch:
 
 
 class _Rows(NamedTuple):
-    """Rows of a block: z and y, and what the passes over them need or find.
+    """Rows of a tile, and what NumPy's pass over them needs or finds: `passed` is PASSED.
 
-    `top` is the id of the base's largest logit, `scale` what z is lessened by in the exponent, `shift` the difference
-    at `top`. `up` is the largest difference and `highest` its id, `down` and `lowest` those of the smallest, with its
-    sign turned. `by_series` says whether `products` are with powers of u, or with u and exp u; `factors` are those of
-    the powers.
+    `by_series` says whether `products` are with powers of u, or with u and exp u; `factors` are those of the powers.
     """
 
     z: Float32
     y: Float32
-    top: Int64
-    scale: Float32
-    shift: Float32
-    highest: Int64
-    lowest: Int64
-    up: Float32
-    down: Float32
+    passed: Figures
     by_series: Bools
     factors: Float64
     products: Float32
@@ -120,40 +141,26 @@ class _Rows(NamedTuple):
         return _Rows._make(field[which] for field in self)
 
 
-def measure(
-    base: Float32,
-    new: Float32,
-    tokens: Int64,
-    room: Scratch,
-    out: Figures,
-    known: Known | None = None,
-    widen: Widen | None = None,
-) -> None:
-    """Fill `out` FIGURES [n] for rows z and y, float32 [n, V]; `tokens` [n] are what the base chose, -1 its largest.
+def measure(pair: Pair, tokens: Int64, room: Scratch, out: Figures, known: Known | None = None) -> None:
+    """Fill `out` FIGURES [n] for a pair of n rows; `tokens` [n] are what the base chose, -1 its largest.
 
-    `base` and `new` are left as they are; of a row that is known to equal its base, `new` is not looked at. With
-    `known`, rows may still have to get their values from `widen`, tile by tile.
+    Values are left as they are; of a row that is known to equal its base, those of `new` are not looked at.
     """
     with np.errstate(all="ignore"):
-        known = known or _looked_at(base, new, room)
-        widen = widen or _nothing
-        if known.equal.all():
-            widen(slice(None))
-        else:
-            _measure(base, new, tokens, room, out, known, widen)
+        known = known or _looked_at(pair, room)
+        if not known.equal.all():
+            _measure(pair, tokens, room, out, known)
             out["equal"], out["ulp"], out["whole"] = False, -1, True
     if known.equal.any():
-        _settle_equal(base, out, known)
+        _settle_equal(pair, out, known)
     for i in np.flatnonzero(~out["finite"]).tolist():
-        _not_finite(base[i], base[i] if known.equal[i] else new[i], out[i : i + 1])
+        z, y = pair.rows(slice(i, i + 1))
+        _not_finite(z[0], z[0] if known.equal[i] else y[0], out[i : i + 1])
 
 
-def _nothing(rows: slice) -> None:
-    """The values are there."""
-
-
-def _looked_at(base: Float32, new: Float32, room: Scratch) -> Known:
+def _looked_at(pair: Pair, room: Scratch) -> Known:
     """What is known of rows about which no capture says anything."""
+    base, new = pair.rows(slice(None))
     theirs, ours = np.zeros(len(base), digest.STATISTICS), np.zeros(len(base), digest.STATISTICS)
     digest.outline(base, theirs, room.digest)
     ours["top_id"] = new.argmax(axis=1)
@@ -161,35 +168,57 @@ def _looked_at(base: Float32, new: Float32, room: Scratch) -> Known:
     return Known(theirs, ours, np.array([np.array_equal(z, y) for z, y in pairs]))
 
 
-def _settle_equal(rows: Float32, out: Figures, known: Known) -> None:
+def _settle_equal(pair: Pair, out: Figures, known: Known) -> None:
     """The figures of rows that equal their base bit by bit; what an exponential would be needed for is not known."""
     equal = np.flatnonzero(known.equal)
     found = np.zeros(len(equal), FIGURES)
     found["p"] = found["margin"] = np.nan
     found["base_top"], found["new_top"] = known.base["top_id"][equal], known.new["top_id"][equal]
-    found["base_value"] = found["new_value"] = rows[equal, 0]
+    found["base_value"] = found["new_value"] = pair.at(np.zeros(len(out), np.int64))[0][equal]
     found["equal"] = found["close"] = found["whole"] = True
     found["finite"] = np.isfinite(known.base["variance"][equal])
     for i in np.flatnonzero(~found["finite"]).tolist():
-        found["finite"][i] = np.isfinite(rows[equal[i]]).all()  # or its values are only too large to be squared
+        place = int(equal[i])
+        z, _ = pair.rows(slice(place, place + 1))
+        found["finite"][i] = np.isfinite(z).all()  # or its values are only too large to be squared
     out[equal] = found
 
 
-def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures, known: Known, widen: Widen) -> None:
+def _measure(pair: Pair, tokens: Int64, room: Scratch, out: Figures, known: Known) -> None:
     """The figures of all rows but those that are equal, of which nothing is said."""
-    n, vocab_size = z.shape
-    each, top = np.arange(n), known.base["top_id"].astype(np.int64)
-    peak = known.base["top"]
+    top, vocab_size = known.base["top_id"].astype(np.int64), pair.base.shape[1]
+    passed = np.zeros(len(top), PASSED)
+    passed["scale"] = known.base["top"]
+    z, y = pair.at(top)
+    passed["shift"] = y - z
+    if room.quick is None or not room.quick.over(pair, passed):
+        _by_numpy(pair, passed, room, known)
+    _largest(pair, passed, out)
+    mean = known.base["mean"]
+    zz = (known.base["variance"] + mean**2) * vocab_size
+    zd, dd = passed["mixed"], passed["square"]
+    out["base_top"], out["new_top"] = known.base["top_id"], known.new["top_id"]
+    out["margin"] = known.base["top"] - known.base["second"]
+    out["finite"] = np.isfinite(zz) & np.isfinite(dd)
+    out["rms"] = np.sqrt(dd / vocab_size)
+    out["rel_rms"] = np.sqrt(dd / (known.base["variance"] * vocab_size))
+    out["one_minus_cos"] = one_minus_cos(zz, zd, dd)
+    delta_lse = _divergence(pair, passed, known, out)
+    z, y = pair.at(np.where(tokens < 0, top, tokens))
+    out["p"] = np.exp(z.astype(np.float64) - known.base["lse"])
+    out["delta_nll"] = delta_lse - (y - z)
+    out["delta_p"] = out["p"] * np.expm1(-out["delta_nll"])
+    out["kld_most"] = out["kld"]
+
+
+def _by_numpy(pair: Pair, passed: Figures, room: Scratch, known: Known) -> None:
+    """Fill PASSED [n], `scale` anew: what can be taken as it is, is."""
+    n, peak = len(passed), known.base["top"]
+    passed["scale"] = np.where((peak > _LOWEST) & (peak < _HIGHEST), np.float32(0), peak)
     rows = _Rows(
-        z=z,
-        y=y,
-        top=top,
-        scale=np.where((peak > _LOWEST) & (peak < _LARGE), np.float32(0), peak),  # those are within float32 as they are
-        shift=np.zeros(n, np.float32),
-        highest=np.zeros(n, np.int64),
-        lowest=np.zeros(n, np.int64),
-        up=np.zeros(n, np.float32),
-        down=np.zeros(n, np.float32),
+        z=pair.base,
+        y=pair.new,
+        passed=passed,
         by_series=np.zeros(n, np.bool_),
         factors=np.zeros((n, _MOST_TERMS - 1)),
         products=room.products[:n],
@@ -198,40 +227,32 @@ def _measure(z: Float32, y: Float32, tokens: Int64, room: Scratch, out: Figures,
     )
     for start in range(0, n, room.tile):
         tile = slice(start, start + room.tile)
-        widen(tile)
         if not known.equal[tile].all():
+            pair.rows(tile)
             _pass(rows.some(tile), room)
-    _largest(rows, out)
-    mean = known.base["mean"]
-    zz = (known.base["variance"] + mean**2) * vocab_size
-    zd, dd = digest.added(rows.mixed), digest.added(rows.square)
-    out["base_top"], out["new_top"] = known.base["top_id"], known.new["top_id"]
-    out["margin"] = known.base["top"] - known.base["second"]
-    out["finite"] = np.isfinite(zz) & np.isfinite(dd)
-    out["rms"] = np.sqrt(dd / vocab_size)
-    out["rel_rms"] = np.sqrt(dd / (known.base["variance"] * vocab_size))
-    out["one_minus_cos"] = one_minus_cos(zz, zd, dd)
-    delta_lse = _divergence(rows, np.exp(known.base["lse"] - rows.scale), out)
-    chosen = np.where(tokens < 0, top, tokens)
-    chosen_z = z[each, chosen].astype(np.float64)
-    out["p"] = np.exp(chosen_z - known.base["lse"])
-    out["delta_nll"] = delta_lse - (y[each, chosen] - z[each, chosen])
-    out["delta_p"] = out["p"] * np.expm1(-out["delta_nll"])
-    out["kld_most"] = out["kld"]
+    products = digest.added(rows.products)
+    passed["square"], passed["mixed"] = digest.added(rows.square), digest.added(rows.mixed)
+    passed["first"] = products[:, 0]
+    by_exp = products[:, 1] - _sum_w(passed, known) - products[:, 0]
+    passed["rest"] = np.where(rows.by_series, (products[:, 1:] * rows.factors).sum(axis=1), by_exp)
+
+
+def _sum_w(passed: Figures, known: Known) -> Float64:
+    found: Float64 = np.exp(known.base["lse"] - passed["scale"])
+    return found
 
 
 def _pass(rows: _Rows, room: Scratch) -> None:
     """Every pass over the values of a tile of rows."""
-    n = len(rows.z)
+    n, passed = len(rows.z), rows.passed
     powers, w = [power[:n] for power in room.powers], room.weight[:n]
     d = np.subtract(rows.y, rows.z, out=powers[0])
-    rows.highest[:], rows.lowest[:] = d.argmax(axis=1), d.argmin(axis=1)
     each = np.arange(n)
-    rows.shift[:] = d[each, rows.top]
-    rows.up[:], rows.down[:] = d[each, rows.highest], -d[each, rows.lowest]
+    passed["highest"], passed["lowest"] = d.argmax(axis=1), d.argmin(axis=1)
+    passed["up"], passed["down"] = d[each, passed["highest"]], -d[each, passed["lowest"]]
     digest.multiply(d, d, rows.square)
     digest.multiply(d, rows.z, rows.mixed)
-    span = np.maximum(rows.up - rows.shift, rows.down + rows.shift)  # the largest |u|
+    span = _span(passed)
     largest = float(span.max())
     if n > 1 and not largest <= _SMALL:  # each as it needs
         for i in range(n):
@@ -241,13 +262,20 @@ def _pass(rows: _Rows, room: Scratch) -> None:
         _weigh(rows, powers, w, largest)
 
 
+def _span(passed: Figures) -> Float32:
+    """The largest |u| of each row."""
+    found: Float32 = np.maximum(passed["up"] - passed["shift"], passed["down"] + passed["shift"])
+    return found
+
+
 def _weigh(rows: _Rows, powers: list[Float32], w: Float32, largest: float) -> None:
     """Take the `products`; `powers` begins with d, and `largest` is the largest |u|."""
-    if rows.scale.any():
-        np.exp(np.subtract(rows.z, rows.scale[:, None], out=w), out=w)
+    scale, shift = rows.passed["scale"], rows.passed["shift"]
+    if scale.any():
+        np.exp(np.subtract(rows.z, scale[:, None], out=w), out=w)
     else:
         np.exp(rows.z, out=w)
-    u = np.subtract(powers[0], rows.shift[:, None], out=powers[0])
+    u = np.subtract(powers[0], shift[:, None], out=powers[0])
     rows.by_series[:] = largest <= _SMALL
     if largest <= _SMALL:
         factors = _factors(largest)
@@ -278,19 +306,18 @@ def _factors(largest: float) -> tuple[float, ...]:
     return 1 / 2, 1 / 6, 1 / 24  # the next is 2e-5 of the first at _SMALL
 
 
-def _largest(rows: _Rows, out: Figures) -> None:
+def _largest(pair: Pair, passed: Figures, out: Figures) -> None:
     """The largest differences, and the contest's rule."""
-    z, y, up, down = rows.z, rows.y, rows.up, rows.down
-    each = np.arange(len(z))
-    at = np.where(up >= down, rows.highest, rows.lowest)
+    up, down = passed["up"], passed["down"]
+    at = np.where(up >= down, passed["highest"], passed["lowest"])
     out["at"], out["max_abs"] = at, np.maximum(up, down)
     out["max_abs_free"] = (up.astype(np.float64) + down) / 2
-    out["base_value"], out["new_value"] = z[each, at], y[each, at]
+    out["base_value"], out["new_value"] = pair.at(at)
     difference, allowed = tolerated(out)
     out["close"] = out["max_abs"] < ATOL * (1 - 1e-6)
     for i in np.flatnonzero(~out["close"] & (difference <= allowed)).tolist():
-        exact = np.abs(y[i].astype(np.float64) - z[i])  # the largest difference is allowed; is every other one?
-        out["close"][i] = bool((exact <= ATOL + RTOL * np.abs(z[i].astype(np.float64))).all())
+        z, y = (row[0].astype(np.float64) for row in pair.rows(slice(i, i + 1)))
+        out["close"][i] = bool((np.abs(y - z) <= ATOL + RTOL * np.abs(z)).all())  # the largest is; is every other one?
 
 
 def tolerated(figures: Figures) -> tuple[Float64, Float64]:
@@ -311,24 +338,22 @@ def one_minus_cos(zz: Float64, zd: Float64, dd: Float64) -> Float64:
     return np.where(dd == 0, 0.0, found)
 
 
-def _divergence(rows: _Rows, sum_w: Float64, out: Figures) -> Float64:
+def _divergence(pair: Pair, passed: Figures, known: Known, out: Figures) -> Float64:
     """KL(p || q) into `out`; gives lse(y) - lse(z), float64 [n].
 
     With u = d - c for any c: KL = log(1 + b + a) - b, where b = sum p u and a = sum p (exp u - 1 - u). c is d at the
     largest logit, so that what weighs most has u = 0 exactly. Where every |u| is small, a is taken from its series:
     of exp(u) in float32 too little would be left.
     """
-    products = digest.added(rows.products) / sum_w[:, None]
-    b = products[:, 0]
-    a = np.where(rows.by_series, (products[:, 1:] * rows.factors).sum(axis=1), products[:, 1] - 1 - b)
-    span = np.maximum(rows.up - rows.shift, rows.down + rows.shift)
-    for i in np.flatnonzero(~(span <= _LARGE)).tolist():
-        z = rows.z[i].astype(np.float64)
-        u = rows.y[i] - z - rows.shift[i]
-        a[i] = (np.exp(z - rows.scale[i]) * np.exp(np.minimum(u, 700.0))).sum() / sum_w[i] - 1 - b[i]
+    sum_w = _sum_w(passed, known)
+    b, a = passed["first"] / sum_w, passed["rest"] / sum_w
+    for i in np.flatnonzero(~(_span(passed) <= _LARGE)).tolist():
+        z, y = (row[0].astype(np.float64) for row in pair.rows(slice(i, i + 1)))
+        u = y - z - passed["shift"][i]
+        a[i] = (np.exp(z - passed["scale"][i]) * np.exp(np.minimum(u, 700.0))).sum() / sum_w[i] - 1 - b[i]
     grown = np.log1p(np.maximum(a + b, -1 + 1e-300))
     out["kld"] = np.maximum(grown - b, 0.0)
-    delta_lse: Float64 = rows.shift.astype(np.float64) + grown
+    delta_lse: Float64 = passed["shift"].astype(np.float64) + grown
     return delta_lse
 
 
@@ -345,6 +370,12 @@ def _not_finite(z: Float32, y: Float32, out: Figures) -> None:
     out["at"], out["base_value"], out["new_value"] = at, z[at], y[at]
     out["finite"] = not wrong.any()
     out["close"] = False
+
+
+def largest_units(pair: Pair, dtype: str, room: Scratch) -> Int64:
+    """The largest of `units` of each row of a pair, int64 [n]."""
+    found = room.quick.units(pair, dtype) if room.quick is not None else None
+    return units(*pair.rows(slice(None)), dtype).max(axis=1) if found is None else found
 
 
 def units(base: Float32, new: Float32, dtype: str) -> Int64:

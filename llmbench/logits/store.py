@@ -16,7 +16,7 @@ import secrets
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias, get_args
+from typing import IO, Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -36,9 +36,6 @@ TIERS: list[str] = list(get_args(Tier))
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
-
-Widen: TypeAlias = Callable[[slice], None]
-"""Puts the values of some rows where they belong."""
 
 NO_VALUES, TOP, F16, BF16, F32 = range(5)  # kinds of values
 _SUFFIX = {TOP: "top", F16: "f16", BF16: "bf16", F32: "f32"}
@@ -219,6 +216,42 @@ class Top(msgspec.Struct, frozen=True, kw_only=True):
     tail: Float32
 
 
+class Pair:
+    """As many rows of two captures: `base` and `new` float32 [n, V].
+
+    Of rows of 16 bits, of a `kind`, there are only the `bits` at first, uint16 [n, V] each, all finite where the
+    kind is F16. They become values when those are asked for, which is faster just before they are needed; until then
+    `base` and `new` are only room for them.
+    """
+
+    def __init__(
+        self,
+        base: Float32,
+        new: Float32,
+        kind: int = F32,
+        bits: tuple[halves.Bits16, halves.Bits16] | None = None,
+    ) -> None:
+        self.base, self.new, self.kind, self.bits = base, new, kind, bits
+
+    def rows(self, which: slice) -> tuple[Float32, Float32]:
+        """Some rows of both, whole."""
+        found = self.base[which], self.new[which]
+        if self.bits is not None:
+            for bits, out in zip(self.bits, found, strict=True):
+                _unpacker(self.kind, finite=True)(bits[which], out)
+        return found
+
+    def at(self, ids: Int64) -> tuple[Float32, Float32]:
+        """The values of one id of each row, `ids` [n]: float32 [n] of both."""
+        each = np.arange(len(ids))
+        if self.bits is None:
+            return self.base[each, ids], self.new[each, ids]
+        found = np.empty(len(ids), np.float32), np.empty(len(ids), np.float32)
+        for bits, out in zip(self.bits, found, strict=True):
+            _unpacker(self.kind, finite=True)(bits[each, ids], out)
+        return found
+
+
 class Store:
     """A store as found, also while it is being written, or cut off by a crash.
 
@@ -284,12 +317,11 @@ class Store:
         out: Float32,
         other_out: Float32,
         rooms: tuple[halves.Bits16, halves.Bits16],
-    ) -> tuple[npt.NDArray[np.bool_], Widen | None]:
-        """`read` of as many rows of two stores; which are equal bit by bit, bool [m], and what is left to do.
+    ) -> tuple[npt.NDArray[np.bool_], Pair]:
+        """`read` of as many rows of two stores; which are equal bit by bit, bool [m], and the rows.
 
-        Rows of which checksums differ are not equal; only the others are looked at. `other_out` may be left as it was
-        where rows are equal. Of rows of 16 bits only the bits are there: they become values when it is asked for, which
-        is faster just before they are needed; until then `rooms` are to be left alone.
+        Rows of which checksums differ are not equal; only the others are looked at. Until the pair is done with, `out`,
+        `other_out` and `rooms` are to be left alone.
         """
         equal: npt.NDArray[np.bool_] = self.table["checksum"][numbers] == other.table["checksum"][other_numbers]
         kinds = self._kind_of_all(numbers), other._kind_of_all(other_numbers)
@@ -298,8 +330,8 @@ class Store:
             other.read(other_numbers, other_out, rooms[1])
             if equal.any():
                 equal &= (out.view(np.uint32) == other_out.view(np.uint32)).all(axis=1)
-            return equal, None
-        bits = [room[: len(numbers)] for room in rooms]
+            return equal, Pair(out, other_out)
+        bits = rooms[0][: len(numbers)], rooms[1][: len(numbers)]
         for store, which, room in ((self, numbers, bits[0]), (other, other_numbers, bits[1])):
             at = 0
             for run in store._runs(which):
@@ -308,14 +340,11 @@ class Store:
         for i in np.flatnonzero(equal).tolist():
             equal[i] = np.array_equal(bits[0][i], bits[1][i])
         means = self.table["mean"][numbers], other.table["mean"][other_numbers]  # not finite where a value is not
-        unpack = _unpacker(kinds[0], finite=bool(np.isfinite(means).all()))
-
-        def widen(rows: slice) -> None:
-            unpack(bits[0][rows], out[rows])
-            if not equal[rows].all():
-                unpack(bits[1][rows], other_out[rows])
-
-        return equal, widen
+        if kinds[0] == F16 and not np.isfinite(means).all():
+            for each, wide in zip(bits, (out, other_out), strict=True):
+                halves.from_half(each, wide)
+            return equal, Pair(out, other_out)
+        return equal, Pair(out, other_out, kinds[0], bits)
 
     def _kind_of_all(self, numbers: Int64) -> int | None:
         """The kind of values that all these rows have; None when there are several."""

@@ -1,6 +1,7 @@
-"""Every figure of a row against its formula in float64, one row at a time, by the shortest way."""
+"""Every figure of a row against its formula in float64, one row at a time, by the shortest way; of both passes."""
 
 import math
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -8,16 +9,35 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmbench.accuracy.measure import ATOL, FIGURES, RTOL, Scratch, _factors, measure, units
+from llmbench.accuracy.measure import ATOL, FIGURES, RTOL, Pass, Scratch, _factors, measure, units
 from llmbench.errors import InputError
+from llmbench.logits.store import F32, Pair
 
 Float32 = npt.NDArray[np.float32]
+
+QUICK: Pass | None = None
+
+
+@cache
+def compiled() -> Pass:
+    """The compiled pass over float32; skips where it cannot be had."""
+    pytest.importorskip("llvmlite")
+    from llmbench.accuracy.fused import Fused
+
+    return Fused([F32])
+
+
+@pytest.fixture(params=["numpy", "compiled"], scope="module", autouse=True)
+def _of_both_passes(request: pytest.FixtureRequest) -> None:
+    global QUICK
+    QUICK = compiled() if request.param == "compiled" else None
 
 
 def figures(base: Float32, new: Float32, tokens: npt.ArrayLike = -1) -> npt.NDArray[np.void]:
     out = np.zeros(len(base), FIGURES)
     before = base.tobytes(), new.tobytes()
-    measure(base, new, np.broadcast_to(np.asarray(tokens), len(base)), Scratch(*base.shape), out)
+    room = Scratch(len(base), base.shape[1], QUICK)
+    measure(Pair(base, new), np.broadcast_to(np.asarray(tokens), len(base)), room, out)
     assert (base.tobytes(), new.tobytes()) == before
     return out
 
@@ -111,6 +131,17 @@ def test_a_shift_of_all_logits_changes_nothing_that_softmax_sees(shift: float) -
     assert row["max_abs_free"] < 1e-5
     assert row["kld"] < 1e-11
     assert abs(row["delta_p"]) < 1e-6
+
+
+@pytest.mark.parametrize("peak", [-300.0, -19.0, 19.0, 55.0, 300.0])
+def test_large_logits_that_move_far_have_a_divergence(peak: float) -> None:
+    base = logits(1, 500)
+    base[0, 3:5] = 30.0, 29.0
+    base += np.float32(peak - 30)
+    new = base.copy()
+    new[0, 4] += 50
+    log_p, log_q = (log_softmax(row[0].astype(np.float64)) for row in (base, new))
+    assert figures(base, new)["kld"][0] == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(), rel=1e-5)
 
 
 @given(seed=st.integers(0, 10_000), by=st.floats(1e-4, 3.0))

@@ -254,10 +254,12 @@ def test_a_pair_of_stores_gives_the_values_of_both_and_which_rows_are_equal(
     numbers = np.array([4, 5, 0, 1, 2])
     out, other = np.empty((2, 5, VOCAB), np.float32)
     rooms = np.empty((5, VOCAB), np.uint16), np.empty((5, VOCAB), np.uint16)
-    equal, widen = base.read_pair(new, numbers, numbers, out, other, rooms)
+    equal, pair = base.read_pair(new, numbers, numbers, out, other, rooms)
     assert equal.tolist() == [True, False, False, True, False]
+    some = np.array([0, 3, VOCAB - 1, 7, 1])
+    for found, expected, own in zip(pair.at(some), rows, (numbers, numbers), strict=True):
+        assert same_bits(found, expected[own, some])
     for start in range(0, 5, 2):
-        if widen is not None:
-            widen(slice(start, start + 2))
+        pair.rows(slice(start, start + 2))
     assert same_bits(out, rows[0][numbers])
-    assert same_bits(other[~equal], rows[1][numbers][~equal])
+    assert same_bits(other, rows[1][numbers])
