@@ -110,10 +110,10 @@ def bound(ordered: Sequence[float], percent: float, num_independent: int | None 
     """The 95 % bounds of a percentile, from below and from above, of ascending values."""
     independent = min(num_independent or len(ordered), len(ordered))
     low, high = order.ranks(independent, percent)
-    share = len(ordered) / independent
+    num = len(ordered)  # places are whole numbers: in floats the last one may come out behind the end
     return Bounds(
-        low=None if low is None else ordered[math.ceil((low - 1) * share)],
-        high=None if high is None else ordered[math.ceil(high * share) - 1],
+        low=None if low is None else ordered[-(-(low - 1) * num // independent)],
+        high=None if high is None else ordered[-(-high * num // independent) - 1],
     )
 
 

@@ -77,3 +77,11 @@ def test_gaps_of_few_answers_count_as_few_however_many_they_are() -> None:
         assert wide.high is not None
         assert narrow.high is not None
         assert wide.low < narrow.low < narrow.high < wide.high
+
+
+@pytest.mark.parametrize(("num", "num_independent"), [(29, 7), (58, 7), (123, 7), (1503, 49), (6000, 61)])
+def test_bounds_of_gaps_that_are_no_multiple_of_their_answers_are_among_them(num: int, num_independent: int) -> None:
+    spread = distribution([float(i) for i in range(num)], num_independent=num_independent)
+    high = spread.bounds["p50"].high
+    assert high is not None
+    assert num / 2 < high <= num - 1
