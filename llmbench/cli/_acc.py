@@ -101,7 +101,10 @@ def _as_in(base: Path, every: int | None, *, forced: bool) -> Taking:
             force=base if forced else None,
         )
     else:
-        header = contest.read_dump(base).header
+        dumped = contest.read_dump(base)
+        if not dumped.files:
+            raise InputError(f"{base}: there are no rows of logits in it; make some with `llmbench acc dump -o DIR`")
+        header = dumped.header
         there_every = header.every if header else every or contest.EVERY
         taking = Taking(every=there_every, force=base if forced else None)
     if every not in (None, taking.every):
@@ -111,6 +114,8 @@ def _as_in(base: Path, every: int | None, *, forced: bool) -> Taking:
 
 def dump(out: Path, load: Load, stack: Stack, taking: Taking) -> None:
     """Replay and keep the logits in a folder. Raises InputError when there is something in it already."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"-o {out}: not a folder but a file; choose another")
     if contest.manifest_path(out).exists() or (out.exists() and any(out.iterdir())):
         raise InputError(
             f"-o {out}: there is a dump already; remove it and {contest.manifest_path(out).name}, or choose another"

@@ -131,6 +131,11 @@ def _asked(values: dict[str, Any], given: set[str]) -> _Begun:
     checks.refuse_unknown(values["allow"] or ())
     if wanted.min_rate > wanted.max_rate:
         raise InputError(f"--min-rate {wanted.min_rate:g}: is above --max-rate {wanted.max_rate:g}")
+    if wanted.start is not None and not wanted.min_rate <= wanted.start <= wanted.max_rate:
+        raise InputError(
+            f"--start {wanted.start:g}: is not between --min-rate {wanted.min_rate:g} and --max-rate"
+            f" {wanted.max_rate:g}"
+        )
     file = values.pop("settings")
     defaults = {
         name: parameter.default

@@ -185,6 +185,10 @@ def _vow(settings: Settings, attempt: int = 1) -> "Vow | None":
 
 def _refuse_wrong(settings: Settings) -> None:
     """Raise InputError for what the verdict would stumble over: now, and not after an hour's run."""
+    if "/" in settings.name:
+        raise InputError(
+            f"--name {settings.name}: it ends the name of a folder, which has no /; --results says where that is"
+        )
     if settings.capture and settings.url is not None:
         raise InputError(
             "--capture is for the stack that this run launches. Start that server with `llmbench serve --capture DIR` "

@@ -50,7 +50,8 @@ def make(wanted: Wanted, say: Say, mix: Mix | None = None) -> plans.Plan:
     """The plan that is asked for, and what it is made of is said; `mix` may change prompts before nonces come."""
     cache = _cache(wanted.cache)
     process = arrivals.get(wanted.arrivals, wanted.qps)
-    number = wanted.num_requests or plans.number(process, wanted.test_time_s)
+    number = plans.number(process, wanted.test_time_s) if wanted.num_requests is None else wanted.num_requests
+    plans.check_number(number)
     path = wanted.tokenizer or embedded_path()
     tokenizer = Tokenizer.from_file(path)
     seeds = plans.seeds(

@@ -148,6 +148,8 @@ def _check(built: ServeConfig, source: str) -> None:
     for key, value in positive.items():
         if value is not None and value < 1:
             raise ConfigError(f"{source}: {key}: must be at least 1, got {value}")
+    if not built.step_time_s >= 0:
+        raise ConfigError(f"{source}: step_time_s: must be 0 or more, got {built.step_time_s:g}")
     if built.capture is not None and not 0 <= built.capture.rate <= 1:
         raise ConfigError(f"{source}: capture.rate: must be from 0 to 1, got {built.capture.rate}")
     if built.capture is not None and built.capture.force and built.capture.tier == "contest":

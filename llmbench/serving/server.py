@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import hmac
 import logging
 import os
@@ -13,7 +14,16 @@ import msgspec
 from aiohttp import web
 
 from llmbench import clock
-from llmbench.errors import BodyTooLarge, LlmbenchError, Overloaded, RequestError, ServingError, TimedOut, Unauthorised
+from llmbench.errors import (
+    BodyTooLarge,
+    InputError,
+    LlmbenchError,
+    Overloaded,
+    RequestError,
+    ServingError,
+    TimedOut,
+    Unauthorised,
+)
 from llmbench.protocols import Dialect, Host, HttpResponse, Reply
 from llmbench.serving import observe
 from llmbench.serving.config import Http
@@ -195,7 +205,7 @@ class Server:
             self._frontend.fail_all(ServingError("the server is stopping"))
 
     async def listen(self, sockets: list[socket.socket]) -> None:
-        """Serve on bound sockets, until `close`. Raises ServingError when another server was faster on their port."""
+        """Serve on bound sockets, until `close`. Raises InputError when another server was faster on their port."""
         await self._runner.setup()
         for bound in sockets:
             try:
@@ -261,7 +271,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
     """Take a port (0: a free one) before anything costly is done.
 
     With the default host the IPv6 loopback is taken too where there is one: the contest's client says `localhost`.
-    Raises ServingError when the port is taken.
+    Raises InputError when the port is taken, or the host is none of this machine.
     """
     try:
         sockets = [_bound(host, port)]
@@ -275,9 +285,13 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def _taken(host: str, port: int, error: OSError) -> ServingError:
+def _taken(host: str, port: int, error: OSError) -> InputError:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return InputError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose an address of this machine with --host"
+        )
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return ServingError(f"cannot listen on {host}:{port} ({reason}); choose another port with --port")
+    return InputError(f"cannot listen on {host}:{port} ({reason}); choose another port with --port")
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -228,10 +228,13 @@ def open_tokenizer(model: Model, given: str | None) -> Tokenizer:
 
     Raises ConfigError when there is none, or it has more pieces than the model has ids.
     """
+    named = (
+        None if given is None else Tokenizer.from_file(Path(given))
+    )  # a wrong one is wrong where none is needed, too
     if model.tokenizer_path is not None:
         tokenizer = Tokenizer.from_file(model.tokenizer_path)
-    elif given is not None:
-        tokenizer = Tokenizer.from_file(Path(given))
+    elif named is not None:
+        tokenizer = named
     else:
         tokenizer = Tokenizer.from_file(embedded_path())
         if tokenizer.vocab_size != model.config.vocab_size:

@@ -17,6 +17,9 @@ from llmbench.tokenizer import Tokenizer
 from llmbench.types import Request, Sampling
 from llmbench.workload.arrivals import Arrivals
 
+MOST_REQUESTS = 10_000_000
+"""Of a plan: some GB."""
+
 
 class Sample(Protocol):
     """What the plan needs of one sample of a dataset."""
@@ -133,6 +136,15 @@ def seeds(seed: int, **given: int | None) -> Seeds:
     derived = [int(child.generate_state(1)[0]) for child in children]
     names = ("schedule", "prompts", "lengths", "sampling")
     return Seeds(**dict(zip(names, derived, strict=True)) | {key: n for key, n in given.items() if n is not None})
+
+
+def check_number(number: int) -> None:
+    """Raise InputError for a number of requests that no plan can have: it is held in memory."""
+    if not 1 <= number <= MOST_REQUESTS:
+        raise InputError(
+            f"--num-requests: from 1 to {MOST_REQUESTS:,}, got {number:,} requests; with --qps and --test-time it is"
+            " their product"
+        )
 
 
 def count(test_time_s: float, qps: float) -> int:

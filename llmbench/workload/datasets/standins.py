@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from llmbench.errors import InputError
 from llmbench.tokenizer import Tokenizer, embedded_path
 from llmbench.workload.corpus import Record, compose
 
@@ -97,7 +98,10 @@ def file_name(name: str) -> str:
 def make(folder: Path) -> list[Path]:
     """Write all stand-ins into a folder; returns their paths."""
     tokenizer = Tokenizer.from_file(embedded_path())
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--folder {folder}: cannot make this folder ({error.strerror})") from error
     return [_write(folder / file_name(name), records(name, tokenizer)) for name in STANDINS]
 
 
