@@ -209,21 +209,26 @@ def get(name: str | None, model: Model, settings: EngineSettings, group: Group |
     """
     if name is None:
         name = choose(1 if group is None else group.size, settings.dtype, model.config.kv_cache)
-    module = plugins.load("engines", name)
+    try:
+        return _made(name, model, settings, group)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _EXTRAS:
+            raise
+        raise NotInstalled(
+            f"engine {name}: {library} is not installed; pip install 'llmbench[{_EXTRAS[library]}]'"
+        ) from error
+
+
+def _made(name: str, model: Model, settings: EngineSettings, group: Group | None) -> Engine:
+    module = plugins.load("engines", name)  # which may import its library, or leave that to the factory
     if group is not None and not hasattr(module, "sharded"):
         raise InputError(f"engine {name}: it runs on one rank only, {group.size} were asked for")
     dtypes = vars(module).get("DTYPES", ())
     if settings.dtype is not None and (group is not None or settings.dtype not in dtypes):
         known = f"on one rank it has {', '.join(dtypes)}" if dtypes else "it has its own only"
         raise InputError(f"engine {name}: dtype {settings.dtype!r}: {known}")
-    try:
-        engine: Engine = module.engine(model, settings) if group is None else module.sharded(model, settings, group)
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
-            raise
-        raise NotInstalled(
-            f"engine {name}: {error.name} is not installed; pip install 'llmbench[{_EXTRAS[error.name]}]'"
-        ) from error
+    engine: Engine = module.engine(model, settings) if group is None else module.sharded(model, settings, group)
     return engine
 
 

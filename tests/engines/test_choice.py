@@ -1,6 +1,7 @@
 """Which engine those get who name none."""
 
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -58,3 +59,16 @@ def test_the_environment_may_name_another_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(engines.VARIABLE, "stab")
     with pytest.raises(InputError, match=r"unknown engine 'stab'\. Did you mean 'stub'"):
         engines.get(None, open_model("random:tiny"), EngineSettings())
+
+
+@pytest.mark.parametrize("missing", ["numba", "llvmlite"])
+def test_an_engine_that_is_named_and_not_installed_says_what_to_install(missing: str) -> None:
+    """In a process of its own, which has not imported it yet."""
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; from llmbench.cli import main; "
+        "sys.argv = ['llmbench', 'generate', 'hello', '--engine', 'numba_llama']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = f"llmbench: engine numba_llama: {missing} is not installed; pip install 'llmbench[fast]'\n"
+    assert done.stderr == said
