@@ -7,7 +7,7 @@ from importlib import import_module
 import typer
 
 from llmbench import __version__
-from llmbench.errors import LlmbenchError
+from llmbench.errors import InputError, LlmbenchError
 
 INTERRUPTED = 130
 
@@ -61,11 +61,16 @@ def _bare() -> None:
 
 
 def main() -> None:
-    """Run the command line; every error that is ours is one line and an exit code."""
+    """Run the command line; every error that is ours, or that names a file, is one line and an exit code."""
     try:
         app([name for name in sys.argv[1:2] if name in COMMANDS] or COMMANDS)()
     except LlmbenchError as error:
         print(f"llmbench: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:  # a folder that may not be entered, a name that is too long: `exists` raises it anywhere
+        if error.filename is None:
+            raise
+        print(f"llmbench: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(InputError.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None

@@ -1,5 +1,7 @@
 """What is typed wrong is refused before anything is launched: one line that names it, and exit status 2."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from typer.testing import CliRunner
 
 from llmbench.cli import app
 from llmbench.errors import InputError
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,18 @@ def test_it_is_refused_with_the_place_and_the_way_out(
     assert done.exception.exit_code == 2
     assert what in str(done.exception)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("words", [("weights", "inspect"), ("serve", "--model"), ("acc", "dump", "-n", 1, "-o")])
+def test_a_path_that_the_system_refuses_to_look_at_is_named_without_a_traceback(words: tuple[object, ...]) -> None:
+    """As a folder that may not be entered, of which root knows none; too long a name is refused to everybody."""
+    path = "a" * 300
+    done = subprocess.run(
+        [sys.executable, "-m", "llmbench", *map(str, words), path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"llmbench: {path}: File name too long\n"
