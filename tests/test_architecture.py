@@ -50,7 +50,7 @@ ONLY_IN: dict[str, set[str]] = {
     "pyarrow": {"report"},
     "jinja2": {"serving"},
     "matplotlib": {"report", "cli"},
-    "numba": {"engines", "native"},
+    "numba": {"engines", "native", "logits._numba_digest"},
     "llvmlite": {"engines", "native", "accuracy.fused"},
     "mindspore": {"engines", "weights.files"},
     "mindformers": {"engines", "weights.files"},

@@ -162,7 +162,7 @@ def _looked_at(pair: Pair, room: Scratch) -> Known:
     """What is known of rows about which no capture says anything."""
     base, new = pair.rows(slice(None))
     theirs, ours = np.zeros(len(base), digest.STATISTICS), np.zeros(len(base), digest.STATISTICS)
-    digest.outline(base, theirs, room.digest)
+    room.digest.outline(base, theirs)
     ours["top_id"] = new.argmax(axis=1)
     pairs = zip(base.view(np.uint32), new.view(np.uint32), strict=True)
     return Known(theirs, ours, np.array([np.array_equal(z, y) for z, y in pairs]))

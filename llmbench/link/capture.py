@@ -1,7 +1,7 @@
 """The agent's capture: which rows of a step are kept, whose they are, and what was said before them.
 
-Rows are written after the answer has gone to the server, while that hands out the tokens: those of a few steps at
-once, which takes less time than one step after the other. What is kept for that an agent that is killed loses.
+Rows are boiled down after the answer has gone to the server, while that hands out the tokens; they are written a few
+steps at once, which takes less time than one after the other. What is kept for that an agent that is killed loses.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from llmbench.engines import Batch, StepResult
 from llmbench.link import frames
-from llmbench.logits import contest, digest, policy, store
+from llmbench.logits import contest, digest, policy, quick, store
 
 Int64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -112,13 +112,13 @@ class ContestRecorder:
 
 
 class _Kept(NamedTuple):
-    """The rows of a step until they are written, n of them: `logits` float32 [n, V], and what their records say.
+    """The rows of a step until they are written, n of them, and what their records say.
 
     `requests`, `positions` and `tokens` are integers [n], `prefixes` uint64 [n], `forced` bool [n] or False for none;
     `batch_size` is of the step.
     """
 
-    logits: store.Float32
+    boiled: store.Boiled
     requests: Int64
     positions: Int64
     tokens: npt.NDArray[np.int32]
@@ -146,6 +146,7 @@ class StoreRecorder:
         self._chosen: Bools = np.zeros(0, bool)
         self._wanted: Bools = np.zeros(0, bool)
         self._kept: list[_Kept] = []
+        self._taken: tuple[StepResult, Bools | None] | None = None
 
     def admit(self, admitted: list[frames.Admitted]) -> None:
         for sequence in admitted:
@@ -184,6 +185,24 @@ class StoreRecorder:
         return steps
 
     def take(self, result: StepResult, forced: Bools | None = None) -> None:
+        self._taken = result, forced
+
+    def write(self) -> None:
+        self._settle()  # at once, while there is time; to write it takes less for a few steps together
+        if len(self._kept) >= _MOST_STEPS or sum(len(step.tokens) for step in self._kept) >= _MOST_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._settle()
+        kept, self._kept = self._kept, []
+        if kept:
+            self._writer.append([step.boiled for step in kept], self._records(kept))
+
+    def _settle(self) -> None:
+        """Follow the tokens of the step that was taken, and boil down those of its rows that are chosen."""
+        if self._taken is None:
+            return
+        (result, forced), self._taken = self._taken, None
         tokens = result.token_ids[self._wanted]
         before = self._prefixes[self._requests]
         after = digest.splitmix(before ^ ((tokens.astype(np.uint64) + np.uint64(1)) * _SPREAD))
@@ -194,7 +213,7 @@ class StoreRecorder:
         chosen = slice(None) if self._chosen.all() else self._chosen
         self._kept.append(
             _Kept(
-                logits=result.logits[chosen],
+                boiled=self._writer.boil(result.logits[chosen]),
                 requests=self._requests[chosen],
                 positions=self._positions[chosen],
                 tokens=tokens[chosen],
@@ -204,22 +223,12 @@ class StoreRecorder:
             )
         )
 
-    def write(self) -> None:
-        if len(self._kept) >= _MOST_STEPS or sum(len(step.logits) for step in self._kept) >= _MOST_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        kept, self._kept = self._kept, []
-        if kept:
-            logits = kept[0].logits if len(kept) == 1 else np.concatenate([step.logits for step in kept])
-            self._writer.write(logits, self._records(kept))
-
     def _records(self, kept: Sequence[_Kept]) -> store.Records:
         """INDEX [n] of all rows that are kept, as far as they are known here."""
-        ends = np.cumsum([len(step.logits) for step in kept]).tolist()
+        ends = np.cumsum([len(step.tokens) for step in kept]).tolist()
         records = np.zeros(ends[-1], store.INDEX)
         for step, end in zip(kept, ends, strict=True):
-            own = records[end - len(step.logits) : end]
+            own = records[end - len(step.tokens) : end]
             own["request"], own["position"], own["token"] = step.requests, step.positions, step.tokens
             own["prefix"], own["forced"], own["batch"] = step.prefixes, step.forced, step.batch_size
         requests = records["request"].astype(np.int64)
@@ -255,6 +264,6 @@ def open_recorder(capture: frames.Capture, about: contest.Header) -> Recorder:
         decode="forced" if capture.force else "free",
         tier=capture.tier,
     )
-    writer = store.Writer(folder, manifest)
+    writer = store.Writer(folder, manifest, quick.boiler(manifest.vocab_size))
     chosen = policy.Policy(every=capture.every or 1, rate=capture.rate, seed=capture.seed)
     return StoreRecorder(writer, policy.Watched(folder, chosen))

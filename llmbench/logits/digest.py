@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,34 @@ STATISTICS = np.dtype(
         ("variance", "<f8"),
         ("checksum", "<u8"),  # of the row's float32 bits
         ("top", "<f4"),
-        ("second", "<f4"),
+        ("second", "<f4"),  # the largest of the others
         ("top_id", "<u4"),  # the lowest id among equals
         ("second_id", "<u4"),
     ]
 )
+
+
+class Gist(NamedTuple):
+    """What n rows are boiled down to: STATISTICS [n], and of the k largest values of each row, in no order, the ids
+    int64 [n, k] and the values float32 [n, k].
+    """
+
+    statistics: Records
+    ids: Int64
+    values: Float32
+
+
+class Boiler(Protocol):
+    """What boils rows down: `Room`, with NumPy, or quick.Compiled.
+
+    `at_once` says whether the rows of one step take no longer alone than together with those of other steps.
+    """
+
+    at_once: bool
+
+    def boil(self, rows: Float32, k: int) -> Gist:
+        """The gist of rows float32 [n, V], V >= 2, k <= V; NaN anywhere in a row gives NaN in its figures."""
+        ...
 
 
 def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -47,46 +70,49 @@ class Room:
     It is kept: to be given pages anew takes its time.
     """
 
+    at_once = False
+
     def __init__(self, vocab_size: int) -> None:
         self.num_rows = max(1, _TILE_VALUES // vocab_size)
         self.values: Float32 = aligned((self.num_rows, vocab_size), np.float32)
         self.words: UInt64 = aligned((self.num_rows, vocab_size), np.uint64)
 
-    def tiles(self, num_rows: int) -> Iterator[slice]:
+    def boil(self, rows: Float32, k: int) -> Gist:
+        """The gist of rows float32 [n, V], V >= 2; NaN anywhere in a row gives NaN in its figures."""
+        found = np.zeros(len(rows), STATISTICS)
+        for tile in self._tiles(len(rows)):
+            _outline(rows[tile], found[tile], self.values)
+            found["checksum"][tile] = _checksum(rows[tile], self.words)
+        ids, values = top(rows, k)
+        return Gist(found, ids, values)
+
+    def outline(self, rows: Float32, out: Records) -> None:
+        """Set the fields of STATISTICS but the checksum, in records that have them among others."""
+        for tile in self._tiles(len(rows)):
+            _outline(rows[tile], out[tile], self.values)
+
+    def _tiles(self, num_rows: int) -> Iterator[slice]:
         """So many rows, in pieces that fit."""
         return (slice(start, start + self.num_rows) for start in range(0, num_rows, self.num_rows))
 
 
 def statistics(rows: Float32) -> Records:
     """STATISTICS [n] of rows float32 [n, V], V >= 2; NaN anywhere in a row gives NaN in its figures."""
-    found = np.zeros(len(rows), STATISTICS)
-    describe(rows, found, Room(rows.shape[1]))
-    return found
-
-
-def describe(rows: Float32, out: Records, room: Room) -> None:
-    """Set the fields of STATISTICS in records that have them among others."""
-    for tile in room.tiles(len(rows)):
-        _outline(rows[tile], out[tile], room.values)
-        out["checksum"][tile] = _checksum(rows[tile], room.words)
-
-
-def outline(rows: Float32, out: Records, room: Room) -> None:
-    """Set all of them but the checksum."""
-    for tile in room.tiles(len(rows)):
-        _outline(rows[tile], out[tile], room.values)
+    return Room(rows.shape[1]).boil(rows, 0).statistics
 
 
 def _outline(rows: Float32, out: Records, room: Float32) -> None:
     n, vocab_size = rows.shape
-    shifted = room[:n]
+    others = shifted = room[:n]
     places = np.arange(n)
     top_ids = rows.argmax(axis=1)
     top = rows[places, top_ids]
+    np.copyto(others, rows)
+    others[places, top_ids] = -np.inf
+    second_ids = others.argmax(axis=1)
+    second_ids[second_ids == top_ids] = 1  # all others are -inf, and the first of them is not 0
     with np.errstate(invalid="ignore", over="ignore"):
         np.subtract(rows, top[:, None], out=shifted)
-        shifted[places, top_ids] = -np.inf
-        second_ids = shifted.argmax(axis=1)
         shifted[places, top_ids] = 0.0
         np.exp(shifted, out=shifted)
         mean = total(rows) / vocab_size
@@ -139,7 +165,7 @@ def checksum(rows: Float32) -> UInt64:
 
 def _checksum(rows: Float32, room: UInt64) -> UInt64:
     words = room[: len(rows)]
-    np.multiply(rows.view(np.uint32), _weights(rows.shape[1]), out=words)
+    np.multiply(rows.view(np.uint32), weights(rows.shape[1]), out=words)
     total: UInt64 = words.sum(axis=1, dtype=np.uint64)
     return total
 
@@ -151,13 +177,15 @@ def top(rows: Float32, k: int) -> tuple[Int64, Float32]:
     those are sorted. Up to 128 numbers NumPy sorts without a branch where it can, ten times as fast as it partitions.
     """
     n, vocab_size = rows.shape
+    if k == 0:
+        return np.zeros((n, 0), np.int64), np.zeros((n, 0), np.float32)
     if vocab_size <= _SMALL:
         return _partitioned(rows, k)
-    num_groups = vocab_size // max(1, vocab_size // (2 * k))  # some 2 k groups
-    size = vocab_size // num_groups
-    maxima = rows[:, : num_groups * size].reshape(n, size, num_groups).max(axis=1)
+    num = num_groups(vocab_size, k)
+    size = vocab_size // num
+    maxima = rows[:, : num * size].reshape(n, size, num).max(axis=1)
     maxima.sort(axis=1)
-    flat = np.flatnonzero(rows >= maxima[:, num_groups - k, None])
+    flat = np.flatnonzero(rows >= maxima[:, num - k, None])
     owners = flat // vocab_size
     counts = np.bincount(owners, minlength=n)
     if counts.min() < k:  # there is a NaN in it
@@ -171,6 +199,11 @@ def top(rows: Float32, k: int) -> tuple[Int64, Float32]:
     passed[places] = rising << 32 | flat - owners * vocab_size
     ids = np.sort(passed.reshape(n, width), axis=1)[:, width - k :] & 0xFFFFFFFF
     return ids, np.take_along_axis(rows, ids, axis=1)
+
+
+def num_groups(vocab_size: int, k: int) -> int:
+    """How many groups of ids have their maxima looked at for the k largest: some 2 k, k at least."""
+    return vocab_size // max(1, vocab_size // max(1, 2 * k))
 
 
 def tail_ids(requests: UInt64, steps: npt.NDArray[np.uint32], vocab_size: int, num: int) -> Int64:
@@ -211,6 +244,7 @@ def _ones(size: int) -> Float32:
 
 
 @lru_cache(maxsize=4)
-def _weights(vocab_size: int) -> UInt64:
-    weights: UInt64 = splitmix(np.arange(vocab_size, dtype=np.uint64)) | np.uint64(1)
-    return weights
+def weights(vocab_size: int) -> UInt64:
+    """uint64 [V]: what the bits of each id are multiplied with for the checksum."""
+    found: UInt64 = splitmix(np.arange(vocab_size, dtype=np.uint64)) | np.uint64(1)
+    return found

@@ -16,7 +16,7 @@ import secrets
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -117,14 +117,26 @@ def top_dtype(manifest: Manifest) -> np.dtype[np.void]:
     return np.dtype([("values", "<f4", (k,)), ("tail", "<f4", (manifest.num_tail,)), ("ids", ids, (k,))])
 
 
-class Writer:
-    """Appends rows to a store. Raises InputError when the folder holds a capture of something else."""
+class Boiled(NamedTuple):
+    """Rows of logits, float32 [n, V], and their gist; None where it is found quicker for more rows at once."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    rows: Float32
+    gist: digest.Gist | None
+
+
+class Writer:
+    """Appends rows to a store. Raises InputError when the folder holds a capture of something else.
+
+    A `boiler` for its vocabulary may be given, see logits.quick; NumPy's is what there is else.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, boiler: digest.Boiler | None = None) -> None:
         self.folder = folder
         self.manifest = _take_up(folder, manifest)
         self._tail_keys: dict[int, int] = {}
-        self._room = digest.Room(manifest.vocab_size)
+        self._boiler = boiler or digest.Room(manifest.vocab_size)
+        self._top = top_dtype(manifest)
+        self._k = self._top["ids"].shape[0] if manifest.tier == "topk" else 0
         number = len(_parts(folder))
         while True:
             try:
@@ -152,20 +164,36 @@ class Writer:
         return number
 
     def write(self, rows: Float32, records: Records) -> None:
-        """Append rows float32 [n, V] in one write of values and one of records.
+        """Append rows float32 [n, V]; see `append`."""
+        self.append([Boiled(rows, None)], records)
+
+    def boil(self, rows: Float32) -> Boiled:
+        """What `append` is to be given of rows float32 [n, V]; to be called when there is time."""
+        return Boiled(rows, self._boiler.boil(rows, self._k) if self._boiler.at_once else None)
+
+    def append(self, boiled: Sequence[Boiled], records: Records) -> None:
+        """Append rows, n in all the pieces together, in one write of values and one of records.
 
         `records` INDEX [n] say what the rows are, from `request` to `prefix`; the other fields are set here.
         """
-        digest.describe(rows, records, self._room)
+        pieces = [rows for rows, _ in boiled]
+        if any(gist is None for _, gist in boiled):
+            pieces = [_together(pieces)]
+            gist = self._boiler.boil(pieces[0], self._k)
+        else:
+            gists = [gist for _, gist in boiled if gist is not None]
+            gist = digest.Gist._make(_together(parts) for parts in zip(*gists, strict=True))
+        for name in digest.STATISTICS.names or ():
+            records[name] = gist.statistics[name]
         tokens = records["token"].astype(np.int64)
-        logits = rows[np.arange(len(rows)), np.maximum(tokens, 0)]
-        records["token_logit"] = np.where(tokens >= 0, logits, np.float32(np.nan))
-        for kind, chosen, values in self._packed(rows, records):
+        values = _values_at(pieces, np.column_stack([np.maximum(tokens, 0), self._tail_ids(records)]))
+        records["token_logit"] = np.where(tokens >= 0, values[:, 0], np.float32(np.nan))
+        for kind, chosen, packed in self._packed(pieces, gist, values[:, 1:]):
             first = self._num_rows.get(kind, 0)
-            count = len(values)
+            count = len(packed)
             records["kind"][chosen] = kind
             records["row"][chosen] = np.arange(first, first + count)
-            self._file(kind).write(np.ascontiguousarray(values).data)
+            self._file(kind).write(np.ascontiguousarray(packed).data)
             self._num_rows[kind] = first + count
         _seal(records)
         self._index.write(records.tobytes())
@@ -175,36 +203,54 @@ class Writer:
         for file in (self._index, self._requests, *self._values.values()):
             file.close()
 
-    def _packed(self, rows: Float32, records: Records) -> Iterator[tuple[int, npt.NDArray[np.bool_], npt.NDArray[Any]]]:
+    def _tail_ids(self, records: Records) -> Int64:
+        """int64 [n, num_tail]: the ids that tier `topk` samples from these rows; none of other tiers."""
+        if self.manifest.tier != "topk" or not self.manifest.num_tail:
+            return np.zeros((len(records), 0), np.int64)
+        keys = np.array([self._tail_keys[number] for number in records["request"].tolist()], np.uint64)
+        return digest.tail_ids(keys, records["step"], self.manifest.vocab_size, self.manifest.num_tail)
+
+    def _packed(
+        self, pieces: Sequence[Float32], gist: digest.Gist, tail: Float32
+    ) -> Iterator[tuple[int, npt.NDArray[np.bool_], npt.NDArray[Any]]]:
         """Kinds of values, which rows are of each, and what is written of them."""
         tier = self.manifest.tier
-        everything = np.ones(len(rows), bool)
-        if tier == "full32":
-            yield F32, everything, rows
+        everything = np.ones(len(tail), bool)
+        if tier == "topk":
+            packed = np.zeros(len(tail), self._top)
+            packed["ids"], packed["values"], packed["tail"] = gist.ids, gist.values, tail
+            yield TOP, everything, packed
+        elif tier == "full32":
+            yield F32, everything, _together(pieces)
         elif tier == "full16":
+            rows = _together(pieces)
             bfloat = self.manifest.dtype == "bfloat16"
             bits, exact = halves.to_bfloat(rows) if bfloat else halves.to_half(rows)
             if exact.any():
                 yield BF16 if bfloat else F16, exact, bits[exact]
             if not exact.all():
                 yield F32, ~exact, rows[~exact]
-        elif tier == "topk":
-            yield TOP, everything, self._topped(rows, records)
-
-    def _topped(self, rows: Float32, records: Records) -> Records:
-        layout = top_dtype(self.manifest)
-        packed = np.zeros(len(rows), layout)
-        packed["ids"], packed["values"] = digest.top(rows, layout["ids"].shape[0])
-        if self.manifest.num_tail:
-            keys = np.array([self._tail_keys[number] for number in records["request"].tolist()], np.uint64)
-            tail = digest.tail_ids(keys, records["step"], rows.shape[1], self.manifest.num_tail)
-            packed["tail"] = np.take_along_axis(rows, tail, axis=1)
-        return packed
 
     def _file(self, kind: int) -> IO[bytes]:
         if kind not in self._values:
             self._values[kind] = _open(self.folder, self._number, _SUFFIX[kind])
         return self._values[kind]
+
+
+def _together(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The parts behind each other; a single one as it is."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _values_at(pieces: Sequence[Float32], ids: Int64) -> Float32:
+    """float32 [n, m]: the values at ids int64 [n, m] of n rows in pieces."""
+    found, start = [], 0
+    for rows in pieces:
+        n, vocab_size = rows.shape
+        places = ids[start : start + n] + np.arange(0, n * vocab_size, vocab_size)[:, None]
+        found.append(rows.reshape(-1).take(places))
+        start += n
+    return _together(found)
 
 
 class Top(msgspec.Struct, frozen=True, kw_only=True):

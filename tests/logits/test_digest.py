@@ -88,3 +88,15 @@ def test_every_bfloat16_is_unpacked_exactly() -> None:
     back, exact = halves.to_bfloat(out.reshape(1, -1))
     assert exact.all()
     assert (back == bits).all()
+
+
+def test_the_second_is_the_largest_of_the_others() -> None:
+    """Also where it is as far from the top as the third, once that is subtracted, and where all others are -inf."""
+    rows = np.full((4, 8), -np.inf, np.float32)
+    rows[0] = (20, 3, np.nextafter(np.float32(3), np.float32(4)), 1, 0, 0, 0, 0)
+    rows[1, 0] = rows[2, 5] = 4
+    rows[3] = 2
+    found = digest.statistics(rows)
+    assert found["top_id"].tolist() == [0, 0, 5, 0]
+    assert found["second_id"].tolist() == [2, 1, 0, 1]
+    assert found["second"].tolist() == [rows[0, 2], -np.inf, -np.inf, 2]
