@@ -7,7 +7,6 @@ one that has not even woken up holds up nobody. Who finds nothing to take looks 
 sleeps for as long.
 """
 
-import mmap
 import queue
 import threading
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from llmbench import clock
 from llmbench.engines import _numba_attention as attention
 from llmbench.engines import _numba_kernels as kernels
+from llmbench.engines._memory import aligned
 from llmbench.engines._numba_code import kernel
 from llmbench.native.cache import compiled
 from llmbench.native.code import I32, I64, Code, Value
@@ -73,7 +73,6 @@ MODEL = np.dtype(
     align=True,
 )
 
-_PAGE = 2 << 20  # bytes of a large page
 _CHUNK_BITS = 24  # of the word: how many chunks are taken; above them, which operation it is since the engine began
 _WORD, _FINISHED = 0, 128  # bytes: each on a cache line of its own
 _LOOKS = 2000  # before a thread sleeps: about 50 microseconds
@@ -318,17 +317,3 @@ class Crew:
 def _help(jobs: "queue.SimpleQueue[tuple[Any, ...] | None]", cells: Any, floats: Any) -> None:
     while (job := jobs.get()) is not None:
         run(*job, cells, floats)
-
-
-def aligned(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeros that begin on a cache line, so that no vector lies on two; large ones in large pages, where there are."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if size < 2 * _PAGE:
-        raw, border = np.zeros(size + 64, np.uint8), 64
-    else:
-        memory, border = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), _PAGE
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux; shared memory would not get them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        raw = np.frombuffer(memory, np.uint8)
-    start = -raw.ctypes.data % border
-    return raw[start : start + size].view(dtype).reshape(shape)
