@@ -199,7 +199,7 @@ def sha256(path: Path) -> str:
             while data := file.read(_READ_BYTES):
                 digest.update(data)
     except OSError as error:
-        raise InputError(f"{path}: cannot read the weights ({error.strerror})") from error
+        raise InputError(f"{path}: cannot read it ({error.strerror})") from error
     return digest.hexdigest()
 
 
