@@ -20,6 +20,9 @@ from llmbench.weights.quantised import W8A8, W8A16, DeqForm, packed
 
 Float32 = npt.NDArray[np.float32]
 
+_GATHER_ELEMENTS = 1 << 20  # of keys, and as many of values, at once: 4 MiB each, which the processor's cache holds
+_MOST_GROUPS = 8  # that a batch is cut into for that: each takes operators of its own to compile and to start
+
 
 class Operators(msgspec.Struct, frozen=True, kw_only=True):
     """What the device computes with: its fused operators where they run, else plain ones; a MindSpore dtype by name.
@@ -98,6 +101,9 @@ class PlainAttention(_Cell):
 
     The caches are [kv_heads * slots, head_dim], so that a gather gives [n, kv_heads, L, head_dim] and both products are
     batched matrix products without a transposition. They are never reshaped: that copies them.
+
+    Decoding sequences are taken a few at once, so that what is gathered is still in the processor's cache when it is
+    multiplied. MindSpore would gather for all of them first; each gather is made to depend on what is to come before.
     """
 
     def __init__(self, config: ModelConfig, pages: Pages, dtype: str) -> None:
@@ -116,6 +122,7 @@ class PlainAttention(_Cell):
         self.compare = ops.BatchMatMul(transpose_b=True)
         self.weigh = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
+        self.join = ops.Concat(0)
 
     def places(self, slots: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
         """Where to write, int32 [T * kv_heads], and what to read, int32 [n, kv_heads, L]: rows of the caches."""
@@ -142,15 +149,33 @@ class PlainAttention(_Cell):
         operators.
         """
         num, kv, length = read_at.shape
+        keys, values = self.write(k, v, write_at)
+        q = q * self.scale
+        few = _few(num, kv * length * self.head_dim)
+        if q.shape[0] > num or few == num:
+            return self.attend(q, keys, values, read_at, mask)
+        out = q
+        outs: tuple[Tensor, ...] = ()
+        for first in range(0, num, few):
+            size = min(few, num - first)
+            own_q = self.slice(q, (first, 0, 0), (size, self.num_heads, self.head_dim))
+            own_mask = self.slice(mask, (first, 0, 0, 0, 0), (size, 1, 1, 1, length))
+            own_read = ops.depend(self.slice(read_at, (first, 0, 0), (size, kv, length)), out)
+            out = self.attend(own_q, keys, values, own_read, own_mask)
+            outs = (*outs, out)
+        return self.join(outs)
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, read_at: Tensor, mask: Tensor) -> Tensor:
+        """What `construct` gives, of some sequences and the whole caches; q is scaled."""
+        num, kv, length = read_at.shape
         group, dim = self.group, self.head_dim
         steps = q.shape[0] // num
-        keys, values = self.write(k, v, write_at)
         keys = self.reshape(self.gather(keys, read_at, 0), (num * kv, length, dim))
-        values = self.reshape(self.gather(values, read_at, 0), (num * kv, length, dim))
-        scores = self.scores(q * self.scale, keys, steps)
+        scores = self.scores(q, keys, steps)
         scores = self.cast(self.reshape(scores, (num, kv, group, steps, length)), ms.float32) + mask
         shares = self.reshape(self.cast(self.softmax(scores), self.dtype), (num * kv, group * steps, length))
-        out = self.weigh(shares, values)
+        values = self.gather(values, ops.depend(read_at, shares), 0)
+        out = self.weigh(shares, self.reshape(values, (num * kv, length, dim)))
         if steps > 1:
             out = self.transpose(self.reshape(out, (num, kv, group, steps, dim)), (0, 3, 1, 2, 4))
         return self.reshape(out, (num * steps, self.num_heads * dim))
@@ -517,6 +542,14 @@ class Cleaner(nn.Cell):
             write_at, _ = layer.attention.places(slots, self.tables)
             layer.attention.write(self.zeros, self.zeros, write_at)
         return slots
+
+
+def _few(num: int, elements: int) -> int:
+    """Of how many of the sequences keys are gathered at once, of so many elements each."""
+    few = num
+    while few > 1 and few * elements > _GATHER_ELEMENTS and few * _MOST_GROUPS > num:
+        few = few // 2
+    return few
 
 
 def _rotations(config: ModelConfig, num_positions: int) -> tuple[Float32, Float32]:

@@ -134,9 +134,12 @@ class MindsporeLlama:
     def _logits(self, batch: Batch, vocab_size: int) -> Float32:
         """float32 [m, vocab] of the tokens in `logit_rows`."""
         rows = step.logit_rows(batch)
+        parts = [self._call(batch, call, rows) for call in _calls(batch, self._sizes.max_batch)]
+        if len(parts) == 1:
+            return parts[0][1]
         logits = np.empty((len(rows), vocab_size), np.float32)
-        for call in _calls(batch, self._sizes.max_batch):
-            self._call(batch, call, rows, logits)
+        for places, found in parts:
+            logits[places] = found
         return logits
 
     def _choose(self, batch: Batch, logits: Float32) -> StepResult:
@@ -147,8 +150,8 @@ class MindsporeLlama:
             self._forget(batch)
             raise
 
-    def _call(self, batch: Batch, call: Call, rows: Intp, logits: Float32) -> None:
-        """Run one call, and put those of its rows that are wanted where they belong."""
+    def _call(self, batch: Batch, call: Call, rows: Intp) -> tuple[Intp, Float32]:
+        """Run one call: which of `rows` it has the logits of, in order, and these."""
         scored = batch.score_prompts is not None and bool(batch.score_prompts[call.members].any())
         query_lens = batch.query_lens[call.members]
         starts = np.cumsum(batch.query_lens, dtype=np.intp)[call.members] - query_lens + call.first
@@ -164,9 +167,9 @@ class MindsporeLlama:
         else:
             tokens = starts if shape.steps == 1 else np.arange(starts[0], starts[0] + call.num)
             found = self._show(self._watcher, tokens, *arrays)
+        found = found[: len(there)]
         wanted = np.isin(there, rows)
-        if wanted.any():
-            logits[np.searchsorted(rows, there[wanted])] = found[: len(there)][wanted]
+        return np.searchsorted(rows, there[wanted]), found if wanted.all() else found[wanted]
 
     def _arrays(self, batch: Batch, call: Call, starts: Intp, shape: Shape) -> tuple[Int32, Int32, Int32, Int32, Int32]:
         """The inputs of the decoder, padded to a bucket: padding tokens have position 0 in the padding block."""

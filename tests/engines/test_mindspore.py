@@ -199,6 +199,28 @@ def test_a_context_longer_than_the_usual_and_a_prompt_in_several_calls_are_right
 
 
 @needs_mindspore
+def test_sequences_whose_keys_are_gathered_in_groups_have_the_same_logits(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(folders["llama-gqa"]))
+    lengths = [3, 40, 21, 64, 9, 33, 50]
+    prompts = random_ids(model, *lengths)
+    tables = np.random.default_rng(2).permutation(7 * BLOCKS).astype(np.int32).reshape(7, BLOCKS)
+    found = []
+    for name in ("numpy_llama", "mindspore_llama"):
+        engine = _made(name, model, 7)
+        if name == "mindspore_llama":
+            from llmbench.engines import _mindspore_cells as cells
+
+            monkeypatch.setattr(cells, "_GATHER_ELEMENTS", 1)
+            assert [cells._few(num, 1 << 12) for num in (1, 7, 8, 64)] == [1, 1, 1, 8]
+        step(engine, tables, *((ids[:-1], len(ids) - 1) for ids in prompts))
+        found.append(step(engine, tables, *((ids[-1:], len(ids)) for ids in prompts)))
+        engine.close()
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=TOLERANCE)
+
+
+@needs_mindspore
 def test_weights_that_are_not_numbers_are_reported_and_leave_nothing_behind(tmp_path: Path) -> None:
     model = spoilt(open_model(str(write(tmp_path, PLAIN))))
     reports_and_forgets(_made("mindspore_llama", model, 1))
