@@ -16,6 +16,7 @@ from llmbench.loadgen.null_server import NullServer, Settings, launched
 TTFT_S, GAP_S, TOKENS, SLOTS = 0.02, 0.004, 8, 2
 SERVICE_S = TTFT_S + (TOKENS - 1) * GAP_S
 LIMIT_S = 0.08
+ALWAYS_KEPT = "ttft:p90<5s"  # here, however busy the machine is
 NOISE = ("lateness", "rate", "arrivals", "stalls", "client-cpu", "instrument", "ledger-queue")
 
 
@@ -39,13 +40,16 @@ def share_within(rate: float) -> float:
     return within / num
 
 
-def search(tmp_path: Path, url: str, *flags: str) -> "subprocess.CompletedProcess[str]":
+def search(
+    tmp_path: Path, url: str, *flags: str, slo: str = f"ttft:p90<{LIMIT_S * 1e3:g}ms"
+) -> "subprocess.CompletedProcess[str]":
     allow = [word for each in NOISE for word in ("--allow", each)]
-    command = ["maxload", "--slo", f"ttft:p90<{LIMIT_S * 1e3:g}ms", "--url", url, "--dialect", "openai_completions"]
+    command = ["maxload", "--slo", slo, "--url", url, "--dialect", "openai_completions"]
     common = ["--max-new-tokens", str(TOKENS), "--results", str(tmp_path), *allow, *flags]
     return subprocess.run([sys.executable, "-m", "llmbench", *command, *common], capture_output=True, text=True)
 
 
+@pytest.mark.alone
 def test_the_edge_of_a_queue_that_is_known_lies_between_the_bounds(tmp_path: Path, server: NullServer) -> None:
     done = search(tmp_path, server.url, "--round-time", "3", "--precision", "0.6", "--json")
     assert done.returncode in (0, 4), done.stderr
@@ -62,7 +66,7 @@ def test_the_edge_of_a_queue_that_is_known_lies_between_the_bounds(tmp_path: Pat
 
 
 def test_a_search_that_ran_out_of_time_is_gone_on_with(tmp_path: Path, server: NullServer) -> None:
-    first = search(tmp_path, server.url, "--round-time", "2", "--start", "5", "--budget", "1")
+    first = search(tmp_path, server.url, "--round-time", "2", "--start", "5", "--budget", "1", slo=ALWAYS_KEPT)
     assert first.returncode == 4, first.stderr
     assert "Sustains 5 requests/s" in first.stdout
     folder = next(tmp_path.iterdir())
@@ -72,7 +76,7 @@ def test_a_search_that_ran_out_of_time_is_gone_on_with(tmp_path: Path, server: N
     settings["search"] |= {"budget_s": 60.0, "max_rate": 10.0}
     (folder / "search.json").write_text(json.dumps(settings))
     again = subprocess.run(
-        [sys.executable, "-m", "llmbench", "maxload", "--slo", "ttft:p90<80ms", "--resume", str(folder)],
+        [sys.executable, "-m", "llmbench", "maxload", "--slo", ALWAYS_KEPT, "--resume", str(folder)],
         capture_output=True,
         text=True,
     )
@@ -84,7 +88,7 @@ def test_a_search_that_ran_out_of_time_is_gone_on_with(tmp_path: Path, server: N
 
 def test_an_objective_that_no_rate_keeps_is_a_failed_check(tmp_path: Path, server: NullServer) -> None:
     done = search(
-        tmp_path, server.url, "--slo", "ttft:p90<10ms", "--start", "4", "--min-rate", "2", "--round-time", "2"
+        tmp_path, server.url, "--start", "4", "--min-rate", "2", "--round-time", "2", slo="ttft:p90<10ms"
     )
     assert done.returncode == 1, done.stderr
     assert "Does not keep ttft:p90<10ms at any rate probed" in done.stdout
