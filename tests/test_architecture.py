@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "llmbench"
 
-GROUND = {"errors", "types", "clock", "plugins", "config", "tokenizer", "processes", "chain", "jsonlines"}
+GROUND = {"errors", "types", "clock", "plugins", "config", "tokenizer", "processes", "chain", "jsonlines", "memory"}
 
 # What each room may import besides itself and the ground. `cli` may import everything and nobody imports it; the
 # package itself (`llmbench`) is the doorway for `LLM` and `__version__`.

@@ -157,13 +157,8 @@ def pin(core: int) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Of every client; `oracle` is no model of a hub, and waiting for one is not to count."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-    }
+    """Of every client."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 def say(text: str) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from llmbench.errors import InputError
 from llmbench.logits import digest
 from llmbench.logits.store import Pair
+from llmbench.memory import aligned
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -108,13 +109,13 @@ class Scratch:
     def __init__(self, num_rows: int, vocab_size: int, quick: Pass | None = None) -> None:
         shape = (num_rows, vocab_size)
         self.quick = quick
-        self.base: Float32 = digest.aligned(shape, np.float32)
-        self.new: Float32 = digest.aligned(shape, np.float32)
-        self.bits = (digest.aligned(shape, np.uint16), digest.aligned(shape, np.uint16))
+        self.base: Float32 = aligned(shape, np.float32)
+        self.new: Float32 = aligned(shape, np.float32)
+        self.bits = (aligned(shape, np.uint16), aligned(shape, np.uint16))
         self.digest = digest.Room(vocab_size)
         self.tile = max(1, min(num_rows, _TILE_VALUES // vocab_size))
-        self.weight: Float32 = digest.aligned((self.tile, vocab_size), np.float32)
-        self.powers: list[Float32] = [digest.aligned((self.tile, vocab_size), np.float32) for _ in range(_MOST_TERMS)]
+        self.weight: Float32 = aligned((self.tile, vocab_size), np.float32)
+        self.powers: list[Float32] = [aligned((self.tile, vocab_size), np.float32) for _ in range(_MOST_TERMS)]
         num_pieces = vocab_size // digest.piece(vocab_size)
         self.products = np.empty((num_rows, _MOST_TERMS, num_pieces, 1, 1), np.float32)
         self.square = np.empty((num_rows, num_pieces, 1, 1), np.float32)

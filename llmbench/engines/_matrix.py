@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from llmbench.engines._memory import aligned
+from llmbench.memory import aligned
 
 Float32 = npt.NDArray[np.float32]
 Numbers = Float32 | npt.NDArray[np.int8]

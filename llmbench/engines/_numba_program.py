@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llmbench import clock
 from llmbench.engines import _numba_attention as attention
 from llmbench.engines import _numba_kernels as kernels
-from llmbench.engines._memory import aligned
+from llmbench.memory import aligned
 from llmbench.engines._numba_code import kernel
 from llmbench.native.cache import compiled
 from llmbench.native.code import I32, I64, Code, Value

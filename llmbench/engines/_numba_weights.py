@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.engines import _numba_program as program
-from llmbench.engines._memory import aligned
+from llmbench.memory import aligned
 from llmbench.engines._numba_kernels import RAISED
 from llmbench.native.isa import ISA
 from llmbench.weights.model import Model

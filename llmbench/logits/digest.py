@@ -1,13 +1,14 @@
 """What a row of logits is boiled down to: its statistics, a checksum, its k largest values and a sample of the rest."""
 
 import hashlib
-import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from llmbench.memory import aligned
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -17,7 +18,6 @@ Records = npt.NDArray[np.void]
 
 _SMALL = 512  # ids; of fewer, partitioning all is faster than finding out which ones need not be
 _TILE_VALUES = 1 << 17
-_LINE_BYTES = 64
 
 STATISTICS = np.dtype(
     [
@@ -54,14 +54,6 @@ class Boiler(Protocol):
     def boil(self, rows: Float32, k: int) -> Gist:
         """The gist of rows float32 [n, V], V >= 2, k <= V; NaN anywhere in a row gives NaN in its figures."""
         ...
-
-
-def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Memory that begins where a line of the cache does: NumPy's own does not, and takes two to six times as long."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(size + _LINE_BYTES, np.uint8)
-    first = -raw.ctypes.data % _LINE_BYTES
-    return raw[first : first + size].view(dtype).reshape(shape)
 
 
 class Room:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llmbench.engines._memory import aligned
+from llmbench.memory import aligned
 
 LARGE = (3 << 20) + 40
 
