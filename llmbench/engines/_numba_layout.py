@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.engines import _numba_program as program
-from llmbench.memory import aligned
 from llmbench.engines._numba_kernels import BYTES
 from llmbench.engines._numba_weights import LlamaWeights, Product, Quantisation, padded
+from llmbench.memory import aligned
 from llmbench.native.isa import ISA
 from llmbench.weights.config import ModelConfig
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from llmbench import clock
 from llmbench.engines import _numba_attention as attention
 from llmbench.engines import _numba_kernels as kernels
-from llmbench.memory import aligned
 from llmbench.engines._numba_code import kernel
+from llmbench.memory import aligned
 from llmbench.native.cache import compiled
 from llmbench.native.code import I32, I64, Code, Value
 from llmbench.native.isa import ISA

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llmbench.engines import _numba_program as program
-from llmbench.memory import aligned
 from llmbench.engines._numba_kernels import RAISED
+from llmbench.memory import aligned
 from llmbench.native.isa import ISA
 from llmbench.weights.model import Model
 from llmbench.weights.quantised import W8A8, W8A16

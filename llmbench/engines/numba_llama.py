@@ -16,9 +16,9 @@ from llmbench.engines import _numba_weights as weights
 from llmbench.engines import _rope as rope
 from llmbench.engines import _step as step
 from llmbench.engines._blas import available_threads, set_threads
-from llmbench.memory import aligned
 from llmbench.engines._numba_layout import Layout
 from llmbench.errors import InputError
+from llmbench.memory import aligned
 from llmbench.native.isa import ISA
 from llmbench.weights.model import Model
 
