@@ -87,9 +87,7 @@ def test_a_search_that_ran_out_of_time_is_gone_on_with(tmp_path: Path, server: N
 
 
 def test_an_objective_that_no_rate_keeps_is_a_failed_check(tmp_path: Path, server: NullServer) -> None:
-    done = search(
-        tmp_path, server.url, "--start", "4", "--min-rate", "2", "--round-time", "2", slo="ttft:p90<10ms"
-    )
+    done = search(tmp_path, server.url, "--start", "4", "--min-rate", "2", "--round-time", "2", slo="ttft:p90<10ms")
     assert done.returncode == 1, done.stderr
     assert "Does not keep ttft:p90<10ms at any rate probed" in done.stdout
 
