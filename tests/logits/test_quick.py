@@ -28,7 +28,8 @@ def compiled(vocab_size: int) -> quick.Compiled:
 
 def random_rows(n: int, vocab_size: int, seed: int, decimals: int = 7) -> Float32:
     """float32 [n, V]; with few decimals, many are equal."""
-    return np.random.default_rng(seed).normal(0, 4, (n, vocab_size)).astype(np.float32).round(decimals)
+    rows: Float32 = np.random.default_rng(seed).normal(0, 4, (n, vocab_size)).astype(np.float32).round(decimals)
+    return rows
 
 
 def check(rows: Float32, k: int) -> None:
