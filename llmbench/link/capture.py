@@ -36,7 +36,7 @@ class Recorder(Protocol):
         ...
 
     def take(self, result: StepResult, forced: Bools | None = None) -> None:
-        """The step's result; with logits if they were wanted. What the server may overwrite is copied.
+        """The step's result; with logits if they were wanted. `write` is called before there is another.
 
         `forced` bool [n]: the sequences whose token was given, not chosen; None for none.
         """
